@@ -1,0 +1,24 @@
+"""Nodes as a scheduler sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from gpufleet.fleet.selectors import Taint
+
+
+class Node(msgspec.Struct, frozen=True):
+    """One node. `allocatable` is what pods may use (millicores, bytes, counts).
+
+    Where a `GPUNode` exists, its healthy devices have already replaced the kubelet's count of GPU resources,
+    because the kubelet reports a sick or a returned GPU up to ten seconds late.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    allocatable: Mapping[str, int]
+    taints: tuple[Taint, ...] = ()
+    unschedulable: bool = False
+    ready: bool = True

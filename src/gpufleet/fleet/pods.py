@@ -1,0 +1,152 @@
+"""Pods as a scheduler sees them.
+
+A `PodShape` is everything that decides where a pod fits, apart from who it is: pods of one template share one
+shape, and a decision about a shape holds for all of them. A `Pod` adds identity, state and order.
+Amounts follow `fleet.quantities`: CPU in millicores, all else in whole units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from gpufleet.fleet.selectors import LabelSelector, NodeSelector, NodeSelectorTerm, Toleration
+
+SCHEDULER_NAME = "gpufleet"
+GANG_LABEL = "gpufleet.dev/gang"
+GANG_SIZE_LABEL = "gpufleet.dev/gang-size"
+
+_ANY = "0.0.0.0"  # noqa: S104 - compared, never bound
+
+
+class HostPort(msgspec.Struct, frozen=True):
+    """A port on the node; an empty or 0.0.0.0 address means every address."""
+
+    port: int
+    protocol: str = "TCP"
+    address: str = ""
+
+    def conflicts(self, other: HostPort) -> bool:
+        """Whether both cannot be held on one node at once."""
+        if self.port != other.port or self.protocol != other.protocol:
+            return False
+        mine, theirs = self.address or _ANY, other.address or _ANY
+        return mine == theirs or _ANY in (mine, theirs)
+
+
+class PreferredNodes(msgspec.Struct, frozen=True):
+    """A preferred node affinity term with its weight (1..100)."""
+
+    weight: int
+    term: NodeSelectorTerm
+
+
+class PodAffinityTerm(msgspec.Struct, frozen=True):
+    """Pods that match `selector` in `namespaces`, seen per value of the node label `topology_key`.
+
+    `selector` None matches no pod. `namespaces` is what the term names or, when it names nothing, the pod's
+    own; `namespace_selector` adds namespaces by their labels (an empty selector adds all of them).
+    matchLabelKeys and mismatchLabelKeys are already merged into the selector by the API server.
+    """
+
+    topology_key: str
+    selector: LabelSelector | None
+    namespaces: tuple[str, ...]
+    namespace_selector: LabelSelector | None = None
+
+
+class WeightedPodAffinityTerm(msgspec.Struct, frozen=True):
+    """A preferred pod affinity term; the weight is negative for anti-affinity."""
+
+    weight: int
+    term: PodAffinityTerm
+
+
+class SpreadConstraint(msgspec.Struct, frozen=True):
+    """A topology spread constraint. `hard` is DoNotSchedule; policies are Honor or Ignore."""
+
+    max_skew: int
+    topology_key: str
+    hard: bool
+    selector: LabelSelector | None
+    min_domains: int = 1
+    node_affinity_policy: str = "Honor"
+    node_taints_policy: str = "Ignore"
+
+
+class PodShape(msgspec.Struct, frozen=True, cache_hash=True):
+    """What decides where a pod fits. `requests` is the effective request by resource, sorted, with `pods` 1."""
+
+    requests: tuple[tuple[str, int], ...] = (("pods", 1),)
+    node_selector: tuple[tuple[str, str], ...] = ()
+    node_affinity: NodeSelector | None = None
+    preferred_nodes: tuple[PreferredNodes, ...] = ()
+    tolerations: tuple[Toleration, ...] = ()
+    affinity: tuple[PodAffinityTerm, ...] = ()
+    anti_affinity: tuple[PodAffinityTerm, ...] = ()
+    preferred_pods: tuple[WeightedPodAffinityTerm, ...] = ()
+    spread: tuple[SpreadConstraint, ...] = ()
+    host_ports: tuple[HostPort, ...] = ()
+    claims: tuple[str, ...] = ()
+    inline_csi_drivers: tuple[str, ...] = ()
+    resource_claims: bool = False
+
+
+class GangRef(msgspec.Struct, frozen=True):
+    """The gang that a pod belongs to. `rule` names the convention that formed it, for people.
+
+    `minimum` None means that the pods' own statement could not be understood; `problem` then says why.
+    """
+
+    name: str
+    minimum: int | None
+    rule: str
+    problem: str = ""
+
+
+class Pod(msgspec.Struct, frozen=True):
+    """One pod. `phase` is Pending, Running, Succeeded or Failed; times are seconds since the epoch."""
+
+    namespace: str
+    name: str
+    uid: str
+    shape: PodShape
+    labels: Mapping[str, str] = {}
+    priority: int = 0
+    created: float = 0.0
+    scheduler: str = SCHEDULER_NAME
+    node: str = ""
+    nominated_node: str = ""
+    phase: str = "Pending"
+    terminating: bool = False
+    gates: tuple[str, ...] = ()
+    preempts: bool = True
+    owner: str = ""
+    owner_name: str = ""
+    gang: GangRef | None = None
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the pod has ended and holds nothing on its node any more."""
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def gang_key(self) -> str:
+        """`namespace/gang`, or an empty string for a pod outside any gang."""
+        return f"{self.namespace}/{self.gang.name}" if self.gang else ""
+
+
+def is_gpu_resource(resource: str) -> bool:
+    """Whether a resource stands for GPUs, MIG instances or shares (`nvidia.com/gpu*`, `nvidia.com/mig-*`)."""
+    return resource.startswith(("nvidia.com/gpu", "nvidia.com/mig-"))
+
+
+def gpus_requested(shape: PodShape) -> int:
+    """How many GPU devices of any kind (whole, shared, MIG) a shape asks for."""
+    return sum(amount for resource, amount in shape.requests if is_gpu_resource(resource))

@@ -1,0 +1,68 @@
+"""The snapshot: one consistent view of a cluster, the only thing that decisions read.
+
+A snapshot is a value. Whoever builds it incrementally (`kube.snapshot`) replaces the inner mapping of a node
+whenever a pod comes, goes or changes there, so identity of `pods_by_node[name]` means equality: caches may
+rely on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from gpufleet.fleet.nodes import Node
+from gpufleet.fleet.pods import Pod
+from gpufleet.fleet.selectors import LabelSelector
+from gpufleet.fleet.volumes import AttachLimits, Claim, CSIDriver, StorageCapacity, StorageClass, Volume
+
+
+class DisruptionBudget(msgspec.Struct, frozen=True):
+    """A PodDisruptionBudget: which pods it protects and how many of them may be disrupted now.
+
+    `selector` None protects no pod. `disrupted` names pods already counted in `allowed`.
+    """
+
+    namespace: str
+    name: str
+    selector: LabelSelector | None
+    allowed: int
+    disrupted: frozenset[str] = frozenset()
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A cluster at one moment. Keys are names, or `namespace/name` for namespaced objects.
+
+    `pods_by_node` has every pod that is bound or assumed to be bound and has not finished, by node (also
+    nodes that do not exist any more); `unbound` has every pod that is neither bound nor finished, whoever
+    schedules it.
+    """
+
+    nodes: Mapping[str, Node] = {}
+    pods_by_node: Mapping[str, Mapping[str, Pod]] = {}
+    unbound: Mapping[str, Pod] = {}
+    namespaces: Mapping[str, Mapping[str, str]] = {}
+    claims: Mapping[str, Claim] = {}
+    volumes: Mapping[str, Volume] = {}
+    storage_classes: Mapping[str, StorageClass] = {}
+    csi_drivers: Mapping[str, CSIDriver] = {}
+    storage_capacities: tuple[StorageCapacity, ...] = ()
+    attach_limits: Mapping[str, AttachLimits] = {}
+    budgets: tuple[DisruptionBudget, ...] = ()
+
+    def pods(self) -> Iterator[Pod]:
+        """Every pod, bound ones first."""
+        for pods in self.pods_by_node.values():
+            yield from pods.values()
+        yield from self.unbound.values()
+
+
+def snapshot_of(nodes: tuple[Node, ...] = (), pods: tuple[Pod, ...] = (), **rest: object) -> Snapshot:
+    """A snapshot from plain collections; pods are sorted into bound and unbound, finished ones are left out."""
+    by_node: dict[str, dict[str, Pod]] = {}
+    unbound: dict[str, Pod] = {}
+    for pod in pods:
+        if pod.finished:
+            continue
+        (by_node.setdefault(pod.node, {}) if pod.node else unbound)[pod.key] = pod
+    return Snapshot(nodes={node.name: node for node in nodes}, pods_by_node=by_node, unbound=unbound, **rest)  # type: ignore[arg-type]

@@ -1,0 +1,3 @@
+"""A whole fleet on this machine: the real control plane as processes, simulated GPU nodes, and their
+supervisor.
+"""

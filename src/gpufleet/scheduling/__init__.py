@@ -1,0 +1,1 @@
+"""Who runs where: filters, scores, gangs, preemption and their explanation."""

@@ -76,7 +76,7 @@ class SpreadConstraint(msgspec.Struct, frozen=True):
 
 
 class PodShape(msgspec.Struct, frozen=True, cache_hash=True):
-    """What decides where a pod fits. `requests` is the effective request by resource, sorted, with `pods` 1."""
+    """What decides where a pod fits. `requests` is the effective request, sorted, and has `pods`: 1."""
 
     requests: tuple[tuple[str, int], ...] = (("pods", 1),)
     node_selector: tuple[tuple[str, str], ...] = ()
@@ -106,7 +106,11 @@ class GangRef(msgspec.Struct, frozen=True):
 
 
 class Pod(msgspec.Struct, frozen=True):
-    """One pod. `phase` is Pending, Running, Succeeded or Failed; times are seconds since the epoch."""
+    """One pod. `phase` is Pending, Running, Succeeded or Failed; times are seconds since the epoch.
+
+    `owner` is the uid of the controlling owner (empty for a bare pod), `owner_kind` and `owner_name` are for
+    rules and for people. `preempts` is False for preemptionPolicy Never.
+    """
 
     namespace: str
     name: str
@@ -123,6 +127,7 @@ class Pod(msgspec.Struct, frozen=True):
     gates: tuple[str, ...] = ()
     preempts: bool = True
     owner: str = ""
+    owner_kind: str = ""
     owner_name: str = ""
     gang: GangRef | None = None
 

@@ -21,7 +21,7 @@ class Requirement(msgspec.Struct, frozen=True):
     values: tuple[str, ...] = ()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Whether the labels satisfy this requirement. NotIn and DoesNotExist hold where the key is absent."""
+        """Whether labels satisfy the requirement; NotIn and DoesNotExist hold where the key is absent."""
         value = labels.get(self.key)
         match self.operator:
             case "In":

@@ -41,6 +41,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     nodes: Mapping[str, Node] = {}
     pods_by_node: Mapping[str, Mapping[str, Pod]] = {}
     unbound: Mapping[str, Pod] = {}
+    gang_successes: Mapping[str, int] = {}
     namespaces: Mapping[str, Mapping[str, str]] = {}
     claims: Mapping[str, Claim] = {}
     volumes: Mapping[str, Volume] = {}
@@ -58,11 +59,15 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 def snapshot_of(nodes: tuple[Node, ...] = (), pods: tuple[Pod, ...] = (), **rest: object) -> Snapshot:
-    """A snapshot from plain collections; pods are sorted into bound and unbound, finished ones are left out."""
+    """A snapshot from plain collections; pods are sorted into bound and unbound, finished ones left out."""
     by_node: dict[str, dict[str, Pod]] = {}
     unbound: dict[str, Pod] = {}
+    successes: dict[str, int] = {}
     for pod in pods:
         if pod.finished:
+            if pod.gang and pod.phase == "Succeeded":
+                successes[pod.gang_key] = successes.get(pod.gang_key, 0) + 1
             continue
         (by_node.setdefault(pod.node, {}) if pod.node else unbound)[pod.key] = pod
-    return Snapshot(nodes={node.name: node for node in nodes}, pods_by_node=by_node, unbound=unbound, **rest)  # type: ignore[arg-type]
+    by_name = {node.name: node for node in nodes}
+    return Snapshot(nodes=by_name, pods_by_node=by_node, unbound=unbound, gang_successes=successes, **rest)  # type: ignore[arg-type]

@@ -135,7 +135,7 @@ def pip(arguments: list[str | Path], total: int = 0) -> None:
 
 def explain(said: str) -> None:
     """End with the most likely cause of a pip failure, after pip's own last lines."""
-    print("\n".join(f"  | {line}" for line in said.splitlines()[-8:]), file=sys.stderr)
+    print("\n".join(f"  | {line}" for line in said.splitlines()[-12:]), file=sys.stderr)
     for pattern, message, hint in DIAGNOSES:
         if re.search(pattern, said):
             fail("InstallFailed", message, hint)

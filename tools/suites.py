@@ -1,7 +1,7 @@
 """A pytest plugin that runs the suites from small to real, and prints how long each of them took.
 
-A suite is a folder of tests/: unit, contract, node, e2e. The time of a suite is the sum of its tests with their
-fixtures, as if it ran alone.
+A suite is a folder of tests/: unit, contract, node, e2e. The time of a suite is the sum of its tests with
+their fixtures, as if it ran alone.
 """
 
 from __future__ import annotations

@@ -1,0 +1,25 @@
+"""gpufleet's own convention for bare pods: `gpufleet.dev/gang` names the gang, `gpufleet.dev/gang-size` its
+minimum.
+
+Both may be labels or annotations of the pod; the label wins. A gang lives in its namespace.
+"""
+
+from __future__ import annotations
+
+from gpufleet.fleet.pods import GANG_LABEL, GANG_SIZE_LABEL, GangRef
+from gpufleet.kube.objects import ObjectMeta
+
+RULE = "gpufleet.dev labels"
+
+
+def gang_of(metadata: ObjectMeta) -> GangRef | None:
+    """The gang that the pod's own labels or annotations name, or None when they name none."""
+    name = metadata.labels.get(GANG_LABEL) or metadata.annotations.get(GANG_LABEL)
+    size = metadata.labels.get(GANG_SIZE_LABEL) or metadata.annotations.get(GANG_SIZE_LABEL)
+    if not name:
+        return None
+    if size is None:
+        return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} is missing beside {GANG_LABEL}={name}")
+    if not size.isdecimal() or int(size) < 1:
+        return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} must be a positive number, not {size!r}")
+    return GangRef(name, int(size), RULE)

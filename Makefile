@@ -40,7 +40,7 @@ format: dev-environment  ## format the sources and mend what the linter can mend
 	@$(BIN)/ruff check --fix src tests tools benchmarks
 
 check: dev-environment  ## formatting, lint, strict types, import contracts, docs, locks
-	@$(BIN)/python tools/check.py
+	@$(BIN)/python -m tools.check
 
 test: dev-environment  ## unit, contract, node and end-to-end tests (TESTS=tests/unit for a part)
 	@$(BIN)/python -m pytest -p tools.suites -m 'not full' $(TESTS)
@@ -53,7 +53,7 @@ bench: dev-environment  ## pods per second beside kube-scheduler and the API ser
 	@$(BIN)/python -m benchmarks.scheduler
 
 gen: dev-environment  ## write docs/reference from the code
-	@$(BIN)/python tools/reference.py
+	@$(BIN)/python -m tools.reference
 
 lock: dev-environment  ## resolve pyproject.toml into requirements/
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/locks.py --write
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tools.locks --write

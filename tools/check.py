@@ -19,10 +19,10 @@ CHECKS = {
     "format": ("ruff", "format", "--check", *SOURCES),
     "lint": ("ruff", "check", *SOURCES),
     "import contracts": ("lint-imports",),
-    "reference is generated": ("python", "tools/reference.py", "--check"),
-    "everything public is documented": ("python", "tools/public.py"),
-    "links in docs": ("python", "tools/links.py"),
-    "locks follow pyproject": ("python", "tools/locks.py"),
+    "reference is generated": ("python", "-m", "tools.reference", "--check"),
+    "everything public is documented": ("python", "-m", "tools.public"),
+    "links in docs": ("python", "-m", "tools.links"),
+    "locks follow pyproject": ("python", "-m", "tools.locks"),
 }
 
 

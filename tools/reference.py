@@ -96,10 +96,8 @@ def crd_block(crd: dict[str, Any]) -> str:
     blocks = [f"## {names['kind']}"]
     for version in spec["versions"]:
         schema = version["schema"]["openAPIV3Schema"]
-        blocks += [
-            schema.get("description", ""),
-            f"`{spec['group']}/{version['name']}`, {spec['scope'].lower()}, `{names['plural']}`, short: {short}.",
-        ]
+        identity = f"`{spec['group']}/{version['name']}`, {spec['scope'].lower()}, `{names['plural']}`"
+        blocks += [schema.get("description", ""), f"{identity}, short names: {short}."]
         if columns := version.get("additionalPrinterColumns"):
             rows = [(item["name"], f"`{item['jsonPath']}`", item.get("description", "")) for item in columns]
             blocks.append(table(("Column", "Path", "Meaning"), rows))

@@ -1,0 +1,172 @@
+"""`GPUNode`: what the agent of a node says about its GPUs, and what the controller asks of it.
+
+One object per node, of the node's name, and the only channel between agent and controller: `status` is
+written by the node's agent alone, `spec.desired` by the controller alone. Everything that reads devices
+(scheduler, `top`, exporter) reads it here, because the kubelet reports a changed device count up to ten
+seconds late and never says which container holds which GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from gpufleet.kube.objects.meta import APIStruct, Condition, ObjectMeta
+
+MAX_DEVICES = 64
+MAX_INSTANCES = 8
+MAX_RESOURCES = 32
+MAX_ALLOCATIONS = 1024
+MAX_PODS_DEVICES = 64
+
+Uuid = Annotated[str, Meta(min_length=1, max_length=63, description="UUID of a GPU or of a MIG instance.")]
+Time = Annotated[str, Meta(description="RFC 3339 time.", extra_json_schema={"format": "date-time"})]
+
+
+class GPUInstance(APIStruct, frozen=True, kw_only=True):
+    """One MIG instance of a GPU and where it lies."""
+
+    uuid: Uuid
+    profile: Annotated[str, Meta(max_length=32, description="MIG profile, for example 3g.40gb.")]
+    start: Annotated[int, Meta(ge=0, le=15, description="First memory slice of the instance.")]
+    size: Annotated[int, Meta(ge=1, le=16, description="Number of memory slices.")]
+    healthy: Annotated[bool, Meta(description="Whether new pods may use the instance.")]
+
+
+class GPUDevice(APIStruct, frozen=True, kw_only=True):
+    """One GPU: identity, health, and its readings at the last report."""
+
+    index: Annotated[
+        int, Meta(ge=0, le=255, description="Index of the GPU on its node, as nvidia-smi counts.")
+    ]
+    uuid: Uuid
+    product: Annotated[
+        str, Meta(max_length=63, description="Product as in the label nvidia.com/gpu.product.")
+    ]
+    memory_mib: Annotated[int, Meta(ge=0, description="Total memory in MiB.")]
+    healthy: Annotated[bool, Meta(description="Whether new pods may use the GPU.")]
+    reason: Annotated[
+        str, Meta(max_length=256, description="Why the GPU is not healthy; empty when it is.")
+    ] = ""
+    util_percent: Annotated[int, Meta(ge=0, le=100, description="Share of time that kernels ran.")] = 0
+    memory_used_mib: Annotated[int, Meta(ge=0, description="Memory in use in MiB.")] = 0
+    temperature_c: Annotated[int, Meta(ge=-50, le=200, description="Temperature in degrees Celsius.")] = 0
+    power_w: Annotated[int, Meta(ge=0, le=5000, description="Power draw in watts.")] = 0
+    mig_enabled: Annotated[bool, Meta(description="Whether MIG mode is on.")] = False
+    instances: Annotated[
+        tuple[GPUInstance, ...], Meta(max_length=MAX_INSTANCES, description="MIG instances, by start slice.")
+    ] = ()
+
+
+class GPUAllocation(APIStruct, frozen=True, kw_only=True):
+    """The devices of one resource that one container holds."""
+
+    namespace: Annotated[str, Meta(max_length=63, description="Namespace of the pod.")]
+    pod: Annotated[str, Meta(max_length=253, description="Name of the pod.")]
+    pod_uid: Annotated[str, Meta(max_length=64, description="UID of the pod.")]
+    container: Annotated[str, Meta(max_length=63, description="Name of the container.")]
+    resource: Annotated[str, Meta(max_length=128, description="Resource asked for, as nvidia.com/gpu.")]
+    devices: Annotated[
+        tuple[Uuid, ...],
+        Meta(
+            min_length=1,
+            max_length=MAX_PODS_DEVICES,
+            description="UUIDs of the GPUs or MIG instances held; several containers hold a shared GPU.",
+        ),
+    ]
+
+
+class GPUResource(APIStruct, frozen=True, kw_only=True):
+    """One resource that the node offers to pods."""
+
+    name: Annotated[str, Meta(max_length=128, description="Resource name, as nvidia.com/gpu.")]
+    capacity: Annotated[int, Meta(ge=0, description="Devices (or shares) that exist.")]
+    healthy: Annotated[
+        int, Meta(ge=0, description="Devices that new pods may use; trusted over Node.status.allocatable.")
+    ]
+
+
+class GPUSummary(APIStruct, frozen=True, kw_only=True):
+    """Counts for people and printer columns."""
+
+    product: Annotated[str, Meta(max_length=63, description="Product of most GPUs; empty without GPUs.")] = ""
+    gpus: Annotated[int, Meta(ge=0, description="Physical GPUs.")]
+    allocated: Annotated[int, Meta(ge=0, description="Physical GPUs of which a container holds a part.")]
+    unhealthy: Annotated[int, Meta(ge=0, description="Physical GPUs that new pods may not use.")]
+    mig: Annotated[
+        str, Meta(max_length=256, description="MIG instances, as 2x1g.10gb,1x3g.40gb, or off.")
+    ] = "off"
+
+
+class StartPhase(APIStruct, frozen=True, kw_only=True):
+    """One step of the agent's start and when it was reached."""
+
+    name: Annotated[str, Meta(max_length=63, description="Registered, DevicesReady or Ready.")]
+    time: Time
+
+
+class GPUNodeDesired(APIStruct, frozen=True, kw_only=True):
+    """What the controller asks of the node; empty means nothing."""
+
+    quarantine: Annotated[
+        tuple[Uuid, ...],
+        Meta(max_length=MAX_DEVICES, description="UUIDs of GPUs that no new pod may use."),
+    ] = ()
+
+
+class GPUNodeSpec(APIStruct, frozen=True, kw_only=True):
+    """The controller's side of the object."""
+
+    desired: Annotated[
+        GPUNodeDesired, Meta(description="Asked for by the controller, carried out by the agent.")
+    ] = GPUNodeDesired()
+
+
+class GPUNodeStatus(APIStruct, frozen=True, kw_only=True):
+    """The agent's side of the object."""
+
+    observed_generation: Annotated[
+        int, Meta(ge=0, description="Generation of the spec that this status has taken into account.")
+    ] = 0
+    summary: Annotated[GPUSummary | None, Meta(description="Counts of what follows.")] = None
+    devices: Annotated[
+        tuple[GPUDevice, ...], Meta(max_length=MAX_DEVICES, description="The GPUs of the node, by index.")
+    ] = ()
+    resources: Annotated[
+        tuple[GPUResource, ...],
+        Meta(max_length=MAX_RESOURCES, description="What the node offers to pods, by resource name."),
+    ] = ()
+    allocations: Annotated[
+        tuple[GPUAllocation, ...],
+        Meta(
+            max_length=MAX_ALLOCATIONS,
+            description="Which container holds which device; written before the container runs.",
+        ),
+    ] = ()
+    started: Annotated[Time | None, Meta(description="When the agent started.")] = None
+    phases: Annotated[
+        tuple[StartPhase, ...], Meta(max_length=16, description="The agent's start, step by step.")
+    ] = ()
+    conditions: Annotated[
+        tuple[Condition, ...], Meta(max_length=16, description="Ready: the agent reports and may be trusted.")
+    ] = ()
+
+
+class GPUNode(APIStruct, frozen=True, kw_only=True):
+    """The GPUs of one node: what they are, who holds them, and what is asked of them."""
+
+    metadata: ObjectMeta
+    spec: Annotated[GPUNodeSpec, Meta(description="Written by the controller.")] = GPUNodeSpec()
+    status: Annotated[GPUNodeStatus, Meta(description="Written by the node's agent.")] = GPUNodeStatus()
+
+
+def status_patch(status: GPUNodeStatus) -> Mapping[str, object]:
+    """A merge patch of the whole status; lists that are empty are cleared instead of left as they were."""
+    body = {
+        field.encode_name: msgspec.to_builtins(getattr(status, field.name))
+        for field in msgspec.structs.fields(GPUNodeStatus)
+    }
+    return {"status": body}

@@ -1,0 +1,293 @@
+"""Fleet files: a local fleet as groups of identical nodes, in YAML.
+
+A file says what machines there are (`groups`) and how long things take on them (`simulation`). It is checked
+completely before anything starts: unknown fields, wrong types and impossible values are one GpufleetError
+that names file, line, column and field. Presets are fleet files in the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from gpufleet.fleet import mig
+from gpufleet.fleet.errors import GpufleetError
+from gpufleet.fleet.products import Product, find_product
+from gpufleet.fleet.quantities import resource_amount
+from gpufleet.fleet.selectors import Taint
+from gpufleet.local.names import label_problem, parse_taint
+from gpufleet.local.yamlfile import YamlDocument
+
+REASON = "InvalidFleetFile"
+MAX_NODES = 1000
+
+_Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+_GpuCount = Annotated[int, Meta(ge=1, le=16)]
+
+
+class TimeSlicing(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """Each GPU is offered several times, without isolation, as the NVIDIA device plugin does it."""
+
+    replicas: Annotated[int, Meta(ge=2, le=64, description="How many pods may use one GPU at once.")]
+    rename_by_default: Annotated[
+        bool, Meta(description="Offer nvidia.com/gpu.shared instead of nvidia.com/gpu.")
+    ] = False
+
+
+class Sharing(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """How whole GPUs are shared."""
+
+    time_slicing: TimeSlicing | None = None
+
+
+class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A group of identical nodes, named `<group>-<number>`."""
+
+    name: Annotated[
+        str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", description="Prefix of the nodes' names.")
+    ]
+    count: Annotated[int, Meta(ge=1, le=MAX_NODES, description="Number of nodes.")] = 1
+    gpu: Annotated[
+        str | None, Meta(description="GPU product: the value of nvidia.com/gpu.product or an alias as h100.")
+    ] = None
+    gpus_per_node: Annotated[_GpuCount | None, Meta(description="GPUs of each node; 8 by default.")] = None
+    cpu: Annotated[int | str, Meta(description="CPU of each node as a quantity.")] = ""
+    memory: Annotated[str, Meta(description="Memory of each node as a quantity.")] = ""
+    ephemeral_storage: Annotated[str, Meta(description="Local disk of each node as a quantity.")] = "1Ti"
+    pods: Annotated[int, Meta(ge=1, le=1000, description="How many pods a node may run.")] = 110
+    pool: Annotated[str, Meta(description="Label gpufleet.dev/pool; the group's name by default.")] = ""
+    purpose: Annotated[str, Meta(description="Label gpufleet.dev/purpose, as training or inference.")] = ""
+    region: Annotated[str, Meta(description="Label topology.kubernetes.io/region.")] = "local"
+    zone: Annotated[str, Meta(description="Zone of all nodes.")] = ""
+    zones: Annotated[tuple[str, ...], Meta(description="Zones; whole racks take turns.")] = ()
+    rack: Annotated[str, Meta(description="Rack of all nodes (label gpufleet.dev/rack).")] = ""
+    nodes_per_rack: Annotated[
+        int, Meta(ge=0, le=MAX_NODES, description="Fill racks named <group>-r<number> with so many nodes.")
+    ] = 0
+    labels: Annotated[dict[str, str], Meta(description="More node labels.")] = {}
+    taints: Annotated[tuple[str, ...], Meta(description="Taints as key=value:Effect.")] = ()
+    mig: Annotated[
+        str | tuple[str, ...] | None,
+        Meta(description="MIG layout of every GPU: a name as all-balanced, or a list of profiles."),
+    ] = None
+    sharing: Annotated[Sharing, Meta(description="Sharing of whole GPUs.")] = Sharing()
+
+    @property
+    def product(self) -> Product | None:
+        """The GPU product, None for nodes without GPUs."""
+        return find_product(self.gpu) if self.gpu else None
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of each node."""
+        if self.gpu is None:
+            return 0
+        return 8 if self.gpus_per_node is None else self.gpus_per_node
+
+    @property
+    def profiles(self) -> tuple[str, ...] | None:
+        """MIG profiles of every GPU, None while MIG mode is off."""
+        product = self.product
+        if self.mig is None or product is None:
+            return None
+        geometry = mig.geometry_of(product)
+        return mig.layout(geometry, self.mig) if isinstance(self.mig, str) else self.mig
+
+    @property
+    def cpu_quantity(self) -> str:
+        """CPU of each node; 24 cores per GPU by default, at least 16."""
+        return str(self.cpu) if self.cpu != "" else str(max(16, 24 * self.gpus))
+
+    @property
+    def memory_quantity(self) -> str:
+        """Memory of each node; 256 GiB per GPU by default, at least 64 GiB."""
+        return self.memory or f"{max(64, 256 * self.gpus)}Gi"
+
+    @property
+    def node_taints(self) -> tuple[Taint, ...]:
+        """The taints that the nodes register with."""
+        return tuple(parse_taint(text) for text in self.taints)
+
+
+class Simulation(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """How long things take on simulated nodes, in seconds."""
+
+    image_pull_seconds: Annotated[_Seconds, Meta(description="Pull of an image new to the node.")] = 0.4
+    start_seconds: Annotated[_Seconds, Meta(description="Start of one container.")] = 0.2
+    weight_load_seconds: Annotated[
+        _Seconds, Meta(description="A container with GPUs is not ready before it loaded its weights.")
+    ] = 0.3
+    init_seconds: Annotated[_Seconds, Meta(description="Run time of an init container.")] = 0.2
+    job_seconds: Annotated[
+        _Seconds,
+        Meta(
+            description="Run time of pods that end (restartPolicy Never or OnFailure) without sim-duration."
+        ),
+    ] = 30.0
+    termination_seconds: Annotated[_Seconds, Meta(description="End of a container after SIGTERM.")] = 0.5
+    backoff_seconds: Annotated[
+        _Seconds,
+        Meta(description="First pause before a failed container starts again; it doubles up to 300."),
+    ] = 10.0
+
+
+class Fleet(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A local fleet."""
+
+    groups: Annotated[tuple[Group, ...], Meta(min_length=1, description="The machines.")]
+    simulation: Annotated[Simulation, Meta(description="How long things take.")] = Simulation()
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return sum(group.count for group in self.groups)
+
+
+def parse_fleet(text: str, source: str) -> Fleet:
+    """The fleet described by YAML `text`; raises GpufleetError with `source`, line and column."""
+    document = YamlDocument(text, source)
+    fleet = document.decode(Fleet, REASON)
+    _check(fleet, document)
+    return fleet
+
+
+def presets() -> dict[str, str]:
+    """The text of every preset by name."""
+    folder = resources.files("gpufleet.local") / "presets"
+    files = sorted(
+        (entry for entry in folder.iterdir() if entry.name.endswith(".yaml")), key=lambda e: e.name
+    )
+    return {entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8") for entry in files}
+
+
+def load_fleet(name_or_path: str) -> tuple[Fleet, str]:
+    """The fleet of a preset's name or of a file, with its text; raises GpufleetError."""
+    known = presets()
+    if name_or_path in known:
+        text = known[name_or_path]
+        return parse_fleet(text, f"preset {name_or_path}"), text
+    path = Path(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        near = difflib.get_close_matches(name_or_path, known, n=1)
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise GpufleetError(
+            reason="FleetNotFound",
+            message=f"cannot read the fleet file {name_or_path}: {why}",
+            hint=(f"did you mean the preset {near[0]!r}? " if near else "")
+            + f"presets: {', '.join(known)}; or the path of a fleet file",
+        ) from None
+    return parse_fleet(text, name_or_path), text
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of fleet files."""
+    body = msgspec.json.schema(Fleet)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "gpufleet fleet file", **body}
+
+
+def _check(fleet: Fleet, document: YamlDocument) -> None:
+    if fleet.nodes > MAX_NODES:
+        raise document.error(
+            "$.groups", REASON, f"{fleet.nodes} nodes are more than {MAX_NODES}", "lower the counts"
+        )
+    seen: set[str] = set()
+    for number, group in enumerate(fleet.groups):
+        path = f"$.groups[{number}]"
+        if group.name in seen:
+            raise document.error(
+                f"{path}.name", REASON, f"two groups are named {group.name!r}", "names are unique"
+            )
+        seen.add(group.name)
+        for field, problem, hint in _problems(group):
+            raise document.error(f"{path}.{field}", REASON, problem, hint)
+
+
+def _problems(group: Group) -> list[tuple[str, str, str]]:
+    """Field, problem and remedy of everything that is wrong with a group, in the order of its fields."""
+    return [
+        *_gpu_problems(group),
+        *_quantity_problems(group),
+        *_topology_problems(group),
+        *_label_problems(group),
+    ]
+
+
+def _gpu_problems(group: Group) -> list[tuple[str, str, str]]:
+    if group.gpu is None:
+        fields = {"gpusPerNode": group.gpus_per_node is not None, "mig": group.mig is not None}
+        fields["sharing"] = group.sharing.time_slicing is not None
+        return [(name, f"{name} needs a gpu", "add gpu: h100") for name, given in fields.items() if given]
+    try:
+        group.product  # noqa: B018 - raises for an unknown product
+    except GpufleetError as error:
+        return [("gpu", error.message, error.hint)]
+    if group.mig is not None and group.sharing.time_slicing is not None:
+        return [("sharing", "time-slicing of MIG instances is not simulated", "remove mig or sharing")]
+    return _mig_problems(group)
+
+
+def _mig_problems(group: Group) -> list[tuple[str, str, str]]:
+    product = group.product
+    if group.mig is None or product is None:
+        return []
+    try:
+        geometry, profiles = mig.geometry_of(product), group.profiles or ()
+        placed = mig.place(geometry, profiles)
+    except GpufleetError as error:
+        return [("mig", error.message, error.hint)]
+    if placed is None:
+        text = f"{mig.summary(profiles)} does not fit on one {product.name}"
+        return [("mig", text, "remove instances, or use a layout as all-balanced")]
+    return []
+
+
+def _quantity_problems(group: Group) -> list[tuple[str, str, str]]:
+    problems = []
+    amounts = {"cpu": group.cpu_quantity, "memory": group.memory_quantity}
+    amounts["ephemeralStorage"] = group.ephemeral_storage
+    for field, quantity in amounts.items():
+        try:
+            positive = resource_amount(field, quantity) > 0
+        except GpufleetError as error:
+            problems.append((field, error.message, error.hint))
+            continue
+        if not positive:
+            problems.append((field, f"{field} must be more than 0", "write for example 96, 384Gi or 1Ti"))
+    return problems
+
+
+def _topology_problems(group: Group) -> list[tuple[str, str, str]]:
+    problems = []
+    if group.zone and group.zones:
+        problems.append(("zones", "zone and zones exclude each other", "keep one of them"))
+    if group.rack and group.nodes_per_rack:
+        problems.append(("nodesPerRack", "rack and nodesPerRack exclude each other", "keep one of them"))
+    values = {"pool": group.pool, "purpose": group.purpose, "region": group.region}
+    values |= {"zone": group.zone, "rack": group.rack}
+    values |= {f"zones[{number}]": zone for number, zone in enumerate(group.zones)}
+    for field, value in values.items():
+        problem = label_problem("gpufleet.dev/x", value)
+        if problem:
+            problems.append((field, problem, "use letters, digits, '-', '_' and '.'"))
+    return problems
+
+
+def _label_problems(group: Group) -> list[tuple[str, str, str]]:
+    problems = []
+    for key, value in group.labels.items():
+        problem = label_problem(key, value)
+        if problem:
+            problems.append(("labels", problem, "see kubernetes.io/docs, labels and selectors"))
+    for number, text in enumerate(group.taints):
+        try:
+            parse_taint(text)
+        except GpufleetError as error:
+            problems.append((f"taints[{number}]", error.message, error.hint))
+    return problems

@@ -1,0 +1,110 @@
+"""YAML with addresses: decode a document into a msgspec struct and say on which line an error stands.
+
+The document is composed once into nodes, which know line and column, and constructed from the same nodes.
+msgspec and our own checks name a field by its path (`$.groups[0].count`); the path leads back to the node.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TypeVar
+
+import msgspec
+import yaml
+
+from gpufleet.fleet.errors import GpufleetError
+
+T = TypeVar("T")
+
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$[^`]*)`)?$", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]+)`")
+
+
+class YamlDocument:
+    """One parsed document of `source` (a file name or `preset NAME`, only used in messages)."""
+
+    def __init__(self, text: str, source: str) -> None:
+        """Raises GpufleetError (InvalidYaml) for anything that is not one YAML document."""
+        self._source = source
+        try:
+            self._root = yaml.compose(text, Loader=yaml.SafeLoader)
+            self._reject_duplicates(self._root)
+            self._data = yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            what = " ".join(part for part in (error.context, error.problem) if part)
+            raise self._error("InvalidYaml", what, mark) from None
+        except yaml.YAMLError as error:
+            raise self._error("InvalidYaml", str(error).replace("\n", " "), None) from None
+
+    def decode(self, type_: type[T], reason: str) -> T:
+        """The document as `type_`; raises GpufleetError (`reason`) with the line of the offending field."""
+        if self._data is None:
+            raise self._error(reason, "the file is empty", None)
+        try:
+            return msgspec.convert(self._data, type_)
+        except msgspec.ValidationError as error:
+            match = _AT.match(str(error))
+            what, path = (match["what"], match["path"] or "$") if match else (str(error), "$")
+            unknown = _UNKNOWN.match(what)
+            if unknown is None:
+                raise self.error(path, reason, _lowered(what), hint="") from None
+            field = unknown["field"]
+            near = difflib.get_close_matches(field, _field_names(type_), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "remove it"
+            raise self.error(f"{path}.{field}", reason, f"unknown field {field!r}", hint) from None
+
+    def error(self, path: str, reason: str, what: str, hint: str) -> GpufleetError:
+        """An error about the field at `path` (`$.groups[0].count`), with its line and column."""
+        field = path.removeprefix("$").removeprefix(".")
+        text = f"{what} (at {field})" if field else what
+        return self._error(reason, text, self._mark(path), hint)
+
+    def _error(self, reason: str, what: str, mark: yaml.Mark | None, hint: str = "") -> GpufleetError:
+        where = f"{self._source}:{mark.line + 1}:{mark.column + 1}" if mark else self._source
+        return GpufleetError(reason=reason, message=f"{where}: {what}", hint=hint)
+
+    def _mark(self, path: str) -> yaml.Mark | None:
+        node, mark = self._root, self._root.start_mark if self._root else None
+        for key, index in _STEP.findall(path):
+            entry = _child(node, key, index)
+            if entry is None:
+                break
+            mark, node = entry
+        return mark
+
+    def _reject_duplicates(self, node: yaml.Node | None, parents: frozenset[int] = frozenset()) -> None:
+        if id(node) in parents:
+            raise self._error("InvalidYaml", "an alias contains itself", node.start_mark if node else None)
+        parents |= {id(node)}
+        if isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                self._reject_duplicates(item, parents)
+        elif isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise self._error("InvalidYaml", f"the field {key.value!r} stands twice", key.start_mark)
+                seen.add(str(key.value))
+                self._reject_duplicates(value, parents)
+
+
+def _child(node: yaml.Node | None, key: str, index: str) -> tuple[yaml.Mark, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode) and key:
+        return next((((k.start_mark, v)) for k, v in node.value if k.value == key), None)
+    if isinstance(node, yaml.SequenceNode) and index and int(index) < len(node.value):
+        item = node.value[int(index)]
+        return item.start_mark, item
+    return None
+
+
+def _field_names(type_: object) -> list[str]:
+    """The names of all fields of a struct type and of the structs below it."""
+    definitions = msgspec.json.schema(type_)["$defs"].values()
+    return [name for definition in definitions for name in definition.get("properties", {})]
+
+
+def _lowered(text: str) -> str:
+    return text[:1].lower() + text[1:]

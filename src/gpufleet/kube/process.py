@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import prometheus_client
@@ -116,7 +116,7 @@ async def _ok(_: web.Request) -> web.Response:
     return web.Response(text="ok")
 
 
-def _readiness(ready: Callable[[], bool]) -> Callable[[web.Request], object]:
+def _readiness(ready: Callable[[], bool]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handler(_: web.Request) -> web.Response:
         return web.Response(text="ok") if ready() else web.Response(text="not ready", status=503)
 

@@ -12,15 +12,15 @@ SELECTED_NODE = "volume.kubernetes.io/selected-node"
 _CLASS_BETA = "volume.beta.kubernetes.io/storage-class"
 
 
-def claim_value(claim: objects.PersistentVolumeClaim, phase: str) -> Claim:
-    """A claim; `phase` is its status.phase."""
+def claim_value(claim: objects.PersistentVolumeClaim) -> Claim:
+    """A claim."""
     meta, spec = claim.metadata, claim.spec
     request = spec.resources.requests.get("storage")
     return Claim(
         namespace=meta.namespace,
         name=meta.name,
         uid=meta.uid,
-        phase=phase,
+        phase=claim.status.phase,
         request=resource_amount("storage", request) if request else 0,
         storage_class=meta.annotations.get(_CLASS_BETA, spec.storage_class_name),
         volume=spec.volume_name,

@@ -1,0 +1,300 @@
+"""The live snapshot: what the informers say, plus what this process has decided and the API server has not
+told yet.
+
+Every change replaces only the mapping it touches, so an unchanged node keeps the identity of its pods and
+caches over the snapshot stay valid. A decision that is being written is *assumed*: the pod counts as bound
+(nominated, ending) from that moment, until the informer confirms it or the write fails and it is forgotten.
+`sources` names the kinds a snapshot is made of; `load_snapshot` makes one from plain lists, for a command
+that asks once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from gpufleet.fleet.nodes import Node
+from gpufleet.fleet.pods import Pod
+from gpufleet.fleet.snapshot import DisruptionBudget, Snapshot
+from gpufleet.fleet.volumes import AttachLimits, Claim, CSIDriver, StorageCapacity, StorageClass, Volume
+from gpufleet.kube import kinds, objects
+from gpufleet.kube import storage_values as storage
+from gpufleet.kube.client import ApiError, Client
+from gpufleet.kube.gpunode import GPUNode
+from gpufleet.kube.informers import Change
+from gpufleet.kube.kinds import Kind
+from gpufleet.kube.values import budget_value, node_value, pod_value
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+class Assumption(msgspec.Struct):
+    """What was decided about a pod and is not confirmed yet; None where nothing was."""
+
+    uid: str
+    node: str | None = None
+    nominated_node: str | None = None
+    terminating: bool = False
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One kind that a snapshot is made of: how it is decoded and who takes its changes."""
+
+    kind: Kind
+    type: type[Any]
+    handler: Callable[[Change[Any]], None]
+
+
+class SnapshotBuilder:
+    """Keeps a snapshot. `on_change` is called after every change that a decision could care about."""
+
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        self._on_change = on_change
+        self._pods: dict[str, Pod] = {}
+        self._assumed: dict[str, Assumption] = {}
+        self._effective: dict[str, Pod] = {}
+        self._by_node: dict[str, Mapping[str, Pod]] = {}
+        self._unbound: dict[str, Pod] = {}
+        self._successes: dict[str, int] = {}
+        self._raw_nodes: dict[str, objects.Node] = {}
+        self._gpu_nodes: dict[str, GPUNode] = {}
+        self._nodes: dict[str, Node] = {}
+        self._namespaces: dict[str, Mapping[str, str]] = {}
+        self._claims: dict[str, Claim] = {}
+        self._volumes: dict[str, Volume] = {}
+        self._classes: dict[str, StorageClass] = {}
+        self._drivers: dict[str, CSIDriver] = {}
+        self._capacities: dict[str, StorageCapacity] = {}
+        self._limits: dict[str, AttachLimits] = {}
+        self._budgets: dict[str, DisruptionBudget] = {}
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The kinds to list and watch."""
+        return (
+            Source(kinds.NODES, objects.Node, self.node_changed),
+            Source(kinds.GPU_NODES, GPUNode, self.gpu_node_changed),
+            Source(kinds.PODS, objects.Pod, self.pod_changed),
+            Source(kinds.NAMESPACES, objects.Namespace, self.namespace_changed),
+            self._table(
+                kinds.PERSISTENT_VOLUME_CLAIMS,
+                objects.PersistentVolumeClaim,
+                self._claims,
+                storage.claim_value,
+            ),
+            self._table(
+                kinds.PERSISTENT_VOLUMES, objects.PersistentVolume, self._volumes, storage.volume_value
+            ),
+            self._table(
+                kinds.STORAGE_CLASSES, objects.StorageClass, self._classes, storage.storage_class_value
+            ),
+            self._table(kinds.CSI_DRIVERS, objects.CSIDriver, self._drivers, storage.csi_driver_value),
+            self._table(
+                kinds.CSI_STORAGE_CAPACITIES,
+                objects.CSIStorageCapacity,
+                self._capacities,
+                storage.capacity_value,
+            ),
+            self._table(kinds.CSI_NODES, objects.CSINode, self._limits, storage.attach_limits_value),
+            self._table(kinds.DISRUPTION_BUDGETS, objects.PodDisruptionBudget, self._budgets, budget_value),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """The snapshot of this moment; it does not change afterwards."""
+        return Snapshot(
+            nodes=dict(self._nodes),
+            pods_by_node=dict(self._by_node),
+            unbound=dict(self._unbound),
+            gang_successes=dict(self._successes),
+            namespaces=dict(self._namespaces),
+            claims=dict(self._claims),
+            volumes=dict(self._volumes),
+            storage_classes=dict(self._classes),
+            csi_drivers=dict(self._drivers),
+            storage_capacities=tuple(self._capacities.values()),
+            attach_limits=dict(self._limits),
+            budgets=tuple(self._budgets.values()),
+        )
+
+    def pod(self, key: str) -> Pod | None:
+        """A pod as the snapshot has it (assumptions included), finished ones too."""
+        return self._effective.get(key)
+
+    def claim(self, key: str) -> Claim | None:
+        """A persistent volume claim by `namespace/name`."""
+        return self._claims.get(key)
+
+    def pod_changed(self, change: Change[objects.Pod]) -> None:
+        """A pod came, changed or went."""
+        pod = pod_value(change.new) if change.new is not None else None
+        known = self._pods.get(change.key)
+        if pod is not None and known is not None and _only_progressed(known, pod):
+            return
+        if pod is None:
+            self._pods.pop(change.key, None)
+            self._assumed.pop(change.key, None)
+        else:
+            self._pods[change.key] = pod
+            self._confirm(pod)
+        self._refresh(change.key)
+
+    def assume(self, pod: Pod, **decided: Any) -> None:
+        """Count a decision about `pod` as carried out: `node`, `nominated_node` or `terminating`."""
+        assumption = self._assumed.get(pod.key)
+        if assumption is None or assumption.uid != pod.uid:
+            assumption = self._assumed[pod.key] = Assumption(pod.uid)
+        for field, value in decided.items():
+            setattr(assumption, field, value)
+        self._refresh(pod.key)
+
+    def forget(self, pod: Pod) -> None:
+        """Take back what was assumed about `pod`: the write failed."""
+        if self._assumed.pop(pod.key, None) is not None:
+            self._refresh(pod.key)
+
+    def node_changed(self, change: Change[objects.Node]) -> None:
+        """A node came, changed or went."""
+        if change.new is None:
+            self._raw_nodes.pop(change.key, None)
+        else:
+            self._raw_nodes[change.key] = change.new
+        self._refresh_node(change.key)
+
+    def gpu_node_changed(self, change: Change[GPUNode]) -> None:
+        """The devices of a node changed."""
+        if change.new is None:
+            self._gpu_nodes.pop(change.key, None)
+        else:
+            self._gpu_nodes[change.key] = change.new
+        self._refresh_node(change.key)
+
+    def namespace_changed(self, change: Change[objects.Namespace]) -> None:
+        """A namespace came, changed its labels or went."""
+        if change.new is None:
+            self._namespaces.pop(change.key, None)
+        else:
+            self._namespaces[change.key] = change.new.metadata.labels
+        self._on_change()
+
+    def _table(self, kind: Kind, type_: type[T], table: dict[str, V], convert: Callable[[T], V]) -> Source:
+        """A kind whose objects are converted one by one into a table."""
+
+        def handler(change: Change[T]) -> None:
+            if change.new is None:
+                table.pop(change.key, None)
+            else:
+                value = convert(change.new)
+                if table.get(change.key) == value:
+                    return
+                table[change.key] = value
+            self._on_change()
+
+        return Source(kind, type_, handler)
+
+    def _confirm(self, pod: Pod) -> None:
+        """Drop the parts of an assumption that the informer now shows."""
+        assumption = self._assumed.get(pod.key)
+        if assumption is None:
+            return
+        stale = assumption.uid != pod.uid or pod.node or pod.finished
+        if stale and not (assumption.terminating and not pod.terminating and assumption.uid == pod.uid):
+            del self._assumed[pod.key]
+            return
+        if assumption.nominated_node == pod.nominated_node:
+            assumption.nominated_node = None
+        if pod.terminating:
+            assumption.terminating = False
+        if assumption == Assumption(pod.uid):
+            del self._assumed[pod.key]
+
+    def _refresh(self, key: str) -> None:
+        old, new = self._effective.get(key), self._assumed_view(key)
+        if old == new:
+            return
+        if old is not None:
+            self._take_out(old)
+        if new is None:
+            self._effective.pop(key, None)
+        else:
+            self._effective[key] = new
+            self._put_in(new)
+        self._on_change()
+
+    def _assumed_view(self, key: str) -> Pod | None:
+        pod = self._pods.get(key)
+        assumption = self._assumed.get(key)
+        if pod is None or assumption is None:
+            return pod
+        return msgspec.structs.replace(
+            pod,
+            node=pod.node or assumption.node or "",
+            nominated_node=pod.nominated_node
+            if assumption.nominated_node is None
+            else assumption.nominated_node,
+            terminating=pod.terminating or assumption.terminating,
+        )
+
+    def _take_out(self, pod: Pod) -> None:
+        if pod.finished:
+            if pod.gang is not None and pod.phase == "Succeeded":
+                self._successes[pod.gang_key] -= 1
+                if not self._successes[pod.gang_key]:
+                    del self._successes[pod.gang_key]
+        elif pod.node:
+            rest = {key: other for key, other in self._by_node[pod.node].items() if key != pod.key}
+            if rest:
+                self._by_node[pod.node] = rest
+            else:
+                del self._by_node[pod.node]
+        else:
+            self._unbound.pop(pod.key, None)
+
+    def _put_in(self, pod: Pod) -> None:
+        if pod.finished:
+            if pod.gang is not None and pod.phase == "Succeeded":
+                self._successes[pod.gang_key] = self._successes.get(pod.gang_key, 0) + 1
+        elif pod.node:
+            self._by_node[pod.node] = {**self._by_node.get(pod.node, {}), pod.key: pod}
+        else:
+            self._unbound[pod.key] = pod
+
+    def _refresh_node(self, name: str) -> None:
+        raw = self._raw_nodes.get(name)
+        if raw is None:
+            if self._nodes.pop(name, None) is None:
+                return
+        else:
+            value = node_value(raw, self._gpu_nodes.get(name))
+            if self._nodes.get(name) == value:
+                return
+            self._nodes[name] = value
+        self._on_change()
+
+
+def _only_progressed(old: Pod, new: Pod) -> bool:
+    """Whether nothing changed but the phase, and the pod goes on holding what it holds."""
+    if old.finished or new.finished:
+        return False
+    return old == (new if old.phase == new.phase else msgspec.structs.replace(new, phase=old.phase))
+
+
+async def load_snapshot(client: Client) -> tuple[Snapshot, SnapshotBuilder]:
+    """A snapshot from one list of each kind; kinds that the cluster does not serve are left out."""
+    builder = SnapshotBuilder()
+
+    async def load(source: Source) -> None:
+        try:
+            listing = await client.list(source.kind, type=source.type)
+        except ApiError as error:
+            if error.not_found:
+                return
+            raise
+        for item in listing.items:
+            source.handler(Change(item.metadata.key, None, item))
+
+    await asyncio.gather(*(load(source) for source in builder.sources))
+    return builder.snapshot(), builder

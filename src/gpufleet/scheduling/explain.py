@@ -1,0 +1,158 @@
+"""Why a pod is where it is, or is nowhere: the verdict, what blocks, who holds what it needs, and what would
+help.
+
+The explanation asks the same searches and the same decision as the scheduler, on the same snapshot, and where
+it says "this change would help" it has made the change on a copy and seen the pod placed. Verdicts: `running`
+(bound), `soon` (it fits or room is being made), `not-now` (it fits on the empty fleet), `never` (not even
+there: waiting does not help).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from gpufleet.fleet.nodes import Node
+from gpufleet.fleet.plans import Bind, Nominate, SelectNode, Unschedulable
+from gpufleet.fleet.pods import Pod
+from gpufleet.fleet.reasons import Reason
+from gpufleet.fleet.snapshot import Snapshot
+from gpufleet.scheduling.changes import Change, helpful_changes
+from gpufleet.scheduling.cycle import Policy, decide, place
+from gpufleet.scheduling.gangs import Unit, units
+from gpufleet.scheduling.ledger import Ledger, account_of
+from gpufleet.scheduling.trial import Trial
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Pods of one owner that hold the resource the pod waits for; `resource` amounts are summed over `nodes`."""
+
+    namespace: str
+    workload: str
+    resource: str
+    amount: int
+    pods: int
+    priority: int
+    preemptible: bool
+    nodes: tuple[str, ...]
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """The answer to "why?" for one pod."""
+
+    namespace: str
+    pod: str
+    verdict: str
+    reasons: tuple[Reason, ...]
+    holders: tuple[Holder, ...] = ()
+    changes: tuple[Change, ...] = ()
+    node: str = ""
+    gang: str = ""
+
+
+def explain(snapshot: Snapshot, key: str, policy: Policy) -> Explanation | None:
+    """Explain the pod `namespace/name`, or None when the snapshot does not have it."""
+    pod = next((pod for pod in snapshot.pods() if pod.key == key), None)
+    if pod is None:
+        return None
+    if pod.node:
+        reason = Reason("Bound", f"bound to {pod.node}, phase {pod.phase}", pod.node)
+        return _explanation(pod, "running", (reason,))
+    if not policy.responsible(pod):
+        text = f"spec.schedulerName is {pod.scheduler}, which gpufleet does not answer for"
+        return _explanation(pod, "not-now", (Reason("OtherScheduler", text, pod.scheduler),))
+    if pod.gates:
+        text = f"scheduling gates must be removed first: {', '.join(pod.gates)}"
+        return _explanation(pod, "not-now", (Reason("SchedulingGated", text, pod.key),))
+    return _explain_pending(snapshot, pod, policy)
+
+
+def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanation:
+    ledger = Ledger.build(snapshot)
+    actions = [a for a in decide(snapshot, policy, ledger).actions if _concerns(a, pod)]
+    if any(isinstance(action, Bind | SelectNode) for action in actions):
+        text = "it fits now; the next decision places it"
+        return _explanation(pod, "soon", (Reason("Schedulable", text, pod.key),))
+    reasons = next((a.reasons for a in actions if isinstance(a, Unschedulable)), ())
+    if any(reason.code in ("WaitingForVictims", "WaitingForVolume") for reason in reasons):
+        return _explanation(pod, "soon", reasons)
+    unit = next(unit for unit in units(snapshot, policy.responsible) if pod in unit.pods)
+    holders = tuple(_holders(ledger, pod))
+    if unit.problem is not None:
+        return _explanation(pod, "not-now", reasons, holders)
+    verdict = "not-now" if fits_empty(snapshot, unit) else "never"
+    return _explanation(pod, verdict, reasons, holders, helpful_changes(ledger, unit, pod))
+
+
+def _concerns(action: object, pod: Pod) -> bool:
+    return isinstance(action, Bind | SelectNode | Nominate | Unschedulable) and action.pod.key == pod.key
+
+
+def fits_empty(snapshot: Snapshot, unit: Unit) -> bool:
+    """Whether the unit would be placed if every node were ready, uncordoned and without pods."""
+    nodes = {name: msgspec.structs.replace(node, ready=True, unschedulable=False, taints=_lasting(node))
+             for name, node in snapshot.nodes.items()}  # fmt: skip
+    empty = msgspec.structs.replace(snapshot, nodes=nodes, pods_by_node={})
+    accounts = {name: account_of(node, {}) for name, node in nodes.items()}
+    return len(place(unit.pods, Trial(Ledger(empty, accounts)))) >= unit.needed
+
+
+def _lasting(node: Node) -> tuple:  # type: ignore[type-arg]
+    return tuple(taint for taint in node.taints if not taint.key.startswith("node.kubernetes.io/"))
+
+
+def _holders(ledger: Ledger, pod: Pod) -> Iterator[Holder]:
+    """Who holds what the pod waits for, on the nodes where nothing else stands in its way."""
+    search = Trial(ledger).search(pod)
+    wanted: dict[str, str] = {
+        node: block.detail for node, block in search.blocks() if block.code == "InsufficientResource"
+    }
+    groups: dict[tuple[str, str, str, int], list[tuple[str, Pod, int]]] = {}
+    for node, resource in wanted.items():
+        for other in ledger.accounts[node].pods.values():
+            amount = dict(other.shape.requests).get(resource, 0)
+            if amount:
+                group = (other.namespace, workload_of(other), resource, other.priority)
+                groups.setdefault(group, []).append((node, other, amount))
+    for (namespace, workload, resource, priority), members in sorted(groups.items(), key=_by_amount):
+        yield Holder(
+            namespace,
+            workload,
+            resource,
+            amount=sum(amount for _, _, amount in members),
+            pods=len(members),
+            priority=priority,
+            preemptible=pod.preempts and priority < pod.priority,
+            nodes=tuple(sorted({node for node, _, _ in members})),
+        )
+
+
+def _by_amount(item: tuple[tuple[str, str, str, int], Sequence[tuple[str, Pod, int]]]) -> tuple[int, object]:
+    return (-sum(amount for _, _, amount in item[1]), item[0])
+
+
+def workload_of(pod: Pod) -> str:
+    """What people call the thing a pod belongs to: its owner `Kind/name`, its gang, or the pod itself."""
+    if pod.owner_name:
+        return f"{pod.owner_kind}/{pod.owner_name}"
+    return f"Gang/{pod.gang.name}" if pod.gang else f"Pod/{pod.name}"
+
+
+def _explanation(
+    pod: Pod,
+    verdict: str,
+    reasons: tuple[Reason, ...],
+    holders: tuple[Holder, ...] = (),
+    changes: tuple[Change, ...] = (),
+) -> Explanation:
+    return Explanation(
+        pod.namespace,
+        pod.name,
+        verdict,
+        reasons,
+        holders,
+        changes,
+        pod.node,
+        pod.gang.name if pod.gang else "",
+    )

@@ -1,0 +1,101 @@
+"""Why a pod is not bound, in words: from the blocks of single nodes to reasons, and from reasons to one line.
+
+The line keeps the form that people and tools know from kube-scheduler (`0/7 nodes are available: 4
+Insufficient nvidia.com/gpu, ...`) and ends with our codes, so that it can be looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gpufleet.fleet.quantities import format_amount
+from gpufleet.fleet.reasons import Reason
+from gpufleet.scheduling.placement import Block
+
+_KUBERNETES_WORDS: dict[str, str] = {
+    "NodeNotReady": "node(s) were not ready",
+    "NodeUnschedulable": "node(s) were unschedulable",
+    "UntoleratedTaint": "node(s) had untolerated {detail}",
+    "NodeSelectorMismatch": "node(s) didn't match Pod's node affinity/selector",
+    "NodeAffinityMismatch": "node(s) didn't match Pod's node affinity/selector",
+    "InsufficientResource": "Insufficient {detail}",
+    "ExceedsNodeCapacity": "node(s) too small for the requested {detail}",
+    "ResourceNotOffered": "node(s) without {detail}",
+    "TooManyPods": "Too many pods",
+    "HostPortTaken": "node(s) didn't have free ports for the requested pod ports",
+    "PodAffinityUnmatched": "node(s) didn't match pod affinity rules",
+    "PodAntiAffinityConflict": "node(s) didn't match pod anti-affinity rules",
+    "TopologySpreadExceeded": "node(s) didn't match pod topology spread constraints",
+    "VolumeNodeConflict": "node(s) didn't match PersistentVolume's node affinity",
+    "VolumeInUse": "node(s) unavailable due to volumes in use elsewhere",
+    "VolumeLimitExceeded": "node(s) exceed max volume count",
+    "StorageCapacityExceeded": "node(s) did not have enough free storage",
+}
+
+_SENTENCES: dict[str, str] = {
+    "NodeNotReady": "{nodes} not ready",
+    "NodeUnschedulable": "{nodes} cordoned",
+    "UntoleratedTaint": "{nodes} with {detail}, which the pod does not tolerate",
+    "NodeSelectorMismatch": "{nodes} outside the pod's nodeSelector: {detail}",
+    "NodeAffinityMismatch": "{nodes} outside the pod's required node affinity{colon_detail}",
+    "InsufficientResource": "{nodes} with too little {detail} free: {need} needed, at most {have} free",
+    "ExceedsNodeCapacity": "{nodes} too small: {need} {detail} needed on one node, the largest has {have}",
+    "ResourceNotOffered": "{nodes} without any {detail}",
+    "TooManyPods": "{nodes} already at the maximum number of pods",
+    "HostPortTaken": "{nodes} with a host port taken{colon_detail}",
+    "PodAffinityUnmatched": "{nodes} in a domain without a pod that the required pod affinity asks for{colon_detail}",
+    "PodAntiAffinityConflict": "{nodes} ruled out by pod anti-affinity{colon_detail}",
+    "TopologySpreadExceeded": "{nodes} where a topology spread constraint would be exceeded{colon_detail}",
+    "VolumeNodeConflict": "{nodes} from which a volume cannot be reached{colon_detail}",
+    "VolumeInUse": "{nodes} ruled out because a volume is in use elsewhere{colon_detail}",
+    "VolumeLimitExceeded": "{nodes} that cannot attach more volumes{colon_detail}",
+    "StorageCapacityExceeded": "{nodes} without enough storage{colon_detail}",
+}
+
+
+def node_reasons(blocks: Iterable[tuple[str, Block]]) -> tuple[Reason, ...]:
+    """One reason for each way in which nodes are out, the commonest first, with the number of nodes."""
+    groups: dict[tuple[str, str], list[tuple[str, Block]]] = {}
+    for node, block in blocks:
+        groups.setdefault((block.code, block.detail), []).append((node, block))
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return tuple(_node_reason(code, detail, members) for (code, detail), members in ordered)
+
+
+def pod_reason(block: Block, subject: str) -> Reason:
+    """The reason for a block that holds whatever the node."""
+    return Reason(block.code, block.detail, subject)
+
+
+def condition_message(reasons: Sequence[Reason], nodes: int) -> str:
+    """One line for the PodScheduled condition and the Event; `nodes` is the size of the cluster."""
+    about_nodes = [reason for reason in reasons if reason.nodes]
+    others = [reason.message for reason in reasons if not reason.nodes]
+    parts = []
+    if about_nodes:
+        counts = sorted(f"{reason.nodes} {_kubernetes_words(reason)}" for reason in about_nodes)
+        parts.append(f"0/{nodes} nodes are available: {', '.join(counts)}.")
+    if others:
+        parts.append(". ".join(others) + ".")
+    codes = ", ".join(dict.fromkeys(reason.code for reason in reasons))
+    return " ".join([*parts, f"[{codes}]"])
+
+
+def _node_reason(code: str, detail: str, members: list[tuple[str, Block]]) -> Reason:
+    count = len(members)
+    need = max(block.need for _, block in members)
+    have = max(block.have for _, block in members)
+    resource = detail if code in ("InsufficientResource", "ExceedsNodeCapacity", "ResourceNotOffered") else ""
+    text = _SENTENCES[code].format(
+        nodes="1 node" if count == 1 else f"{count} nodes",
+        detail=detail,
+        colon_detail=f": {detail}" if detail else "",
+        need=format_amount(resource, need),
+        have=format_amount(resource, max(have, 0)),
+    )
+    evidence: dict[str, int | str] = {"need": need, "have": have} if need else {}
+    return Reason(code, text, detail, count, evidence)
+
+
+def _kubernetes_words(reason: Reason) -> str:
+    return _KUBERNETES_WORDS[reason.code].format(detail=reason.subject)

@@ -1,0 +1,45 @@
+"""Whose scheduler name is free: gpufleet answers for other schedulers while they are absent.
+
+A pod that names a scheduler nobody runs stays pending for ever. Where asked to, gpufleet therefore answers
+for every known GPU scheduler's name as long as no leader of that scheduler holds a live Lease, and steps back
+when one appears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from gpufleet.fleet.pods import SCHEDULER_NAME
+
+KNOWN_SCHEDULERS: Mapping[str, frozenset[str]] = {
+    # schedulerName of pods           names of the Leases that its leader holds
+    "default-scheduler":              frozenset({"kube-scheduler"}),
+    "kai-scheduler":                  frozenset({"kai-scheduler", "kai-scheduler-default"}),
+    "runai-scheduler":                frozenset({"runai-scheduler", "runai-scheduler-default"}),
+    "volcano":                        frozenset({"volcano", "vc-scheduler"}),
+    "yunikorn":                       frozenset({"yunikorn", "yunikorn-scheduler"}),
+    "scheduler-plugins-scheduler":    frozenset({"scheduler-plugins-scheduler", "sched-plugins-scheduler"}),
+    "slurm-bridge-scheduler":         frozenset({"slurm-bridge-scheduler"}),
+    "hami-scheduler":                 frozenset({"hami-scheduler"}),
+    "koord-scheduler":                frozenset({"koord-scheduler"}),
+    "bin-packing-scheduler":          frozenset({"bin-packing-scheduler"}),
+    "grove-scheduler":                frozenset({"grove-scheduler"}),
+}  # fmt: skip
+
+
+class LeaseRecord(msgspec.Struct, frozen=True):
+    """A Lease as seen: its name, its holder, and until when it is valid (seconds since the epoch)."""
+
+    name: str
+    holder: str
+    valid_until: float
+
+
+def answered_names(leases: Iterable[LeaseRecord], now: float) -> frozenset[str]:
+    """The scheduler names that gpufleet answers for: its own, and those whose owner holds no live Lease."""
+    alive = {lease.name for lease in leases if lease.holder and lease.valid_until > now}
+    return frozenset({SCHEDULER_NAME}) | {
+        name for name, owned in KNOWN_SCHEDULERS.items() if not owned & alive
+    }

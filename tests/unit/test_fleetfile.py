@@ -67,7 +67,7 @@ def test_presets_have_their_documented_size(name: str, nodes: int, gpus: int) ->
         (_group("labels: {key: 'bad value'}"), "fleet.yaml:4:5", "'bad value' is not a label value"),
         (_group("pool: 'a b'"), "fleet.yaml:4:5", "'a b' is not a label value"),
         (_group("mig: all-6g"), "fleet.yaml:4:5", "no MIG layout 'all-6g'"),
-        (_group("mig: [3g.40gb, 3g.40gb, 1g.10gb]"), "fleet.yaml:4:5", "does not fit on one NVIDIA-H100"),
+        (_group("mig: [3g.40gb, 3g.40gb, 1g.10gb]"), "fleet.yaml:4:5", "does not fit on one GPU"),
         (
             _group("mig: all-balanced\n    sharing: {timeSlicing: {replicas: 2}}"),
             "fleet.yaml:5:5",

@@ -109,3 +109,9 @@ def test_unknown_profiles_layouts_and_gpus_without_mig_are_refused_by_name() -> 
         mig.layout(H100, "all-6g")
     with pytest.raises(GpufleetError, match="MigNotSupported"):
         mig.geometry_of(find_product("l4"))
+
+
+def test_cutting_a_gpu_into_too_much_says_what_does_not_fit() -> None:
+    assert mig.cut(H100, ["7g.80gb"]) == (Placement(0, 8, "7g.80gb"),)
+    with pytest.raises(GpufleetError, match="MigDoesNotFit"):
+        mig.cut(H100, ["7g.80gb", "1g.10gb"])

@@ -51,6 +51,11 @@ class Geometry(msgspec.Struct, frozen=True):
     slots: int
     profiles: Mapping[str, Profile]
 
+    @property
+    def compute(self) -> int:
+        """Number of compute slices of the whole GPU."""
+        return max(profile.compute for profile in self.profiles.values())
+
     def profile(self, name: str) -> Profile:
         """The profile of a name; raises GpufleetError (UnknownMigProfile)."""
         found = self.profiles.get(name)
@@ -142,6 +147,18 @@ def place(
     if starts is None:
         return None
     return tuple(sorted(Placement(s, p.size, p.name) for s, p in zip(starts, wanted, strict=True)))
+
+
+def cut(geometry: Geometry, profiles: Sequence[str]) -> tuple[Placement, ...]:
+    """The placements of an empty GPU cut into `profiles`; raises GpufleetError (MigDoesNotFit)."""
+    placed = place(geometry, profiles)
+    if placed is None:
+        raise GpufleetError(
+            reason="MigDoesNotFit",
+            message=f"{summary(profiles)} does not fit on one GPU of geometry {geometry.name}",
+            hint="remove instances, or use a layout as all-balanced",
+        )
+    return placed
 
 
 def _within_limits(profiles: Sequence[Profile]) -> bool:

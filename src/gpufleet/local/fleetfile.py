@@ -238,13 +238,9 @@ def _mig_problems(group: Group) -> list[tuple[str, str, str]]:
     if group.mig is None or product is None:
         return []
     try:
-        geometry, profiles = mig.geometry_of(product), group.profiles or ()
-        placed = mig.place(geometry, profiles)
+        mig.cut(mig.geometry_of(product), group.profiles or ())
     except GpufleetError as error:
         return [("mig", error.message, error.hint)]
-    if placed is None:
-        text = f"{mig.summary(profiles)} does not fit on one {product.name}"
-        return [("mig", text, "remove instances, or use a layout as all-balanced")]
     return []
 
 

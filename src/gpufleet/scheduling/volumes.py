@@ -1,0 +1,280 @@
+"""Volumes: on which nodes the claims of a pod can be used, and what must be written before they are.
+
+A bound claim goes where its volume can be reached (node affinity, zone labels). An unbound claim of a class
+that waits for its first consumer goes where a volume exists that fits (the smallest one is taken) or where
+one can be provisioned; once a node is selected for it, or another pod that uses it was placed, it goes only
+there. A ReadWriteOncePod claim admits one pod. A ReadWriteOnce claim admits one node: kube-scheduler leaves
+that to the attach step, where the second pod would hang for as long as the first one runs, so gpufleet blocks
+the node (VolumeInUse).
+Source: k8s.io/kubernetes 1.37 pkg/scheduler/framework/plugins/{volumebinding,volumezone,volumerestrictions}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from gpufleet.fleet.nodes import Node
+from gpufleet.fleet.plans import BindVolume, SelectNode
+from gpufleet.fleet.pods import Pod
+from gpufleet.fleet.snapshot import Snapshot
+from gpufleet.fleet.volumes import Claim, Volume
+from gpufleet.scheduling.ledger import Ledger, NodeAccount
+from gpufleet.scheduling.placement import Block, Prepared
+from gpufleet.scheduling.provisioning import Provisioning, Stock, out_of_reach
+
+_Choice = tuple[Claim, Volume | None]
+"""A claim and the existing volume that it gets, or None where one is provisioned for it."""
+
+
+def claim_keys(pod: Pod) -> tuple[str, ...]:
+    """`namespace/name` of the claims of a pod."""
+    return tuple(f"{pod.namespace}/{name}" for name in pod.shape.claims)
+
+
+def volume_problem(pod: Pod, snapshot: Snapshot) -> Block | None:
+    """Why the pod's claims cannot be used from any node, or None."""
+    for key in claim_keys(pod):
+        claim = snapshot.claims.get(key)
+        block = _missing(key) if claim is None else _problem(claim, snapshot)
+        if block is not None:
+            return block
+    return None
+
+
+def volume_actions(pod: Pod, node: str, ledger: Ledger) -> tuple[SelectNode | BindVolume, ...]:
+    """What must be written before the pod can bind on the node.
+
+    Call it when the pod is placed and before the next pod is: the volumes that it promises are noted in the
+    ledger. What was written by an earlier decision is not named again, so a pod without actions can bind only
+    if all its claims are bound. A claim that can get no volume there, which the filters would have said, is
+    left to the next decision.
+    """
+    unbound = _unbound(pod, ledger.snapshot)
+    if not unbound:
+        return ()
+    chosen, _ = _VolumeNodes(pod, ledger, [], unbound).choose(ledger.accounts[node].node)
+    actions: list[SelectNode | BindVolume] = []
+    for claim, volume in chosen:
+        if volume is not None:
+            ledger.promised_volumes[volume.name] = claim.key
+            if not volume.claim_uid:
+                actions.append(BindVolume(claim.key, volume.name, pod))
+        elif not claim.selected_node:
+            actions.append(SelectNode(claim.key, node, pod))
+    return tuple(actions)
+
+
+def prepare_use(pod: Pod, ledger: Ledger) -> Prepared | None:
+    """The filter of claims that one pod or one node may use at a time."""
+    snapshot = ledger.snapshot
+    claims = [claim for key in claim_keys(pod) if (claim := snapshot.claims.get(key)) is not None]
+    one_pod = {claim.key for claim in claims if "ReadWriteOncePod" in claim.access_modes}
+    one_node = {claim.key for claim in claims if _one_node(claim, snapshot)} - one_pod
+    return _VolumeUse(pod, ledger, one_pod, one_node) if one_pod or one_node else None
+
+
+def prepare_nodes(pod: Pod, ledger: Ledger) -> Prepared | None:
+    """The filter of nodes from which volumes can be reached, bound or provisioned."""
+    snapshot = ledger.snapshot
+    bound = [volume for volume in _bound_volumes(pod, snapshot) if _tied(volume)]
+    unbound = _unbound(pod, snapshot)
+    return _VolumeNodes(pod, ledger, bound, unbound) if bound or unbound else None
+
+
+class _VolumeUse:
+    """Claims of one pod that others may hold, prepared against one ledger."""
+
+    __slots__ = ("_one_node", "_one_pod", "_pod", "_users")
+
+    def __init__(self, pod: Pod, ledger: Ledger, one_pod: set[str], one_node: set[str]) -> None:
+        self._pod = pod
+        self._one_pod = one_pod
+        self._one_node = one_node
+        self._users: dict[str, dict[str, str]] = {}
+        for node, other in _other_pods(pod, ledger):
+            self._count(other, node)
+
+    def __call__(self, account: NodeAccount) -> Block | None:
+        """Why a claim cannot be used from the node now, or None."""
+        for claim, users in self._users.items():
+            if claim in self._one_pod:
+                return Block("VolumeInUse", f"claim {claim} is in use by {min(users.values())}")
+            elsewhere = [node for node in users if node != account.name]
+            if elsewhere:
+                return Block("VolumeInUse", f"claim {claim} is in use on {min(users)}")
+        return None
+
+    def placed(self, pod: Pod, account: NodeAccount) -> None:
+        """Take a pod into account that was placed."""
+        if pod.key != self._pod.key:
+            self._count(pod, account.name)
+
+    def _count(self, other: Pod, node: str) -> None:
+        for claim in claim_keys(other):
+            if claim in self._one_node or claim in self._one_pod:
+                users = self._users.setdefault(claim, {})
+                users[node] = min(other.key, users.get(node, other.key))
+
+
+class _VolumeNodes:
+    """Where the volumes of one pod are or can be, prepared against one ledger.
+
+    Promised volumes are read from the ledger at every call, as they change while the decision goes on.
+    """
+
+    __slots__ = ("_bound", "_choices", "_ledger", "_pod", "_users")
+
+    def __init__(self, pod: Pod, ledger: Ledger, bound: list[Volume], unbound: list[Claim]) -> None:
+        self._pod = pod
+        self._ledger = ledger
+        snapshot = ledger.snapshot
+        self._bound = [(volume, out_of_reach(volume)) for volume in bound]
+        self._choices = [(c, Stock(c, snapshot), Provisioning(c, snapshot)) for c in unbound]
+        self._users: dict[str, set[str]] = {claim.key: set() for claim in unbound}
+        if unbound:
+            for node, other in _other_pods(pod, ledger):
+                self._count(other, node)
+
+    def __call__(self, account: NodeAccount) -> Block | None:
+        """Why a volume cannot be used from the node, or None."""
+        for volume, block in self._bound:
+            if not _reaches(volume, account.node):
+                return block
+        return self.choose(account.node)[1]
+
+    def choose(self, node: Node) -> tuple[list[_Choice], Block | None]:
+        """What each unbound claim gets on a node, up to the first that can get nothing there."""
+        chosen: list[_Choice] = []
+        taken: set[str] = set()
+        for claim, stock, provisioning in self._choices:
+            block = self._settled_elsewhere(claim, node)
+            if block is not None:
+                return chosen, block
+            if claim.selected_node:
+                chosen.append((claim, None))
+                continue
+            volume = stock.best(node, self._ledger.promised_volumes, taken)
+            if isinstance(volume, Block):
+                return chosen, volume
+            if volume is not None:
+                taken.add(volume.name)
+            elif (block := provisioning.block(node)) is not None:
+                return chosen, block
+            chosen.append((claim, volume))
+        return chosen, None
+
+    def placed(self, pod: Pod, account: NodeAccount) -> None:
+        """Take a pod into account that was placed."""
+        if pod.key != self._pod.key:
+            self._count(pod, account.name)
+
+    def _settled_elsewhere(self, claim: Claim, node: Node) -> Block | None:
+        users = self._users[claim.key]
+        if (claim.selected_node or node.name) == node.name and users <= {node.name}:
+            return None
+        there = claim.selected_node or min(users)
+        return Block("VolumeNodeConflict", f"claim {claim.key} is being bound for {there}")
+
+    def _count(self, other: Pod, node: str) -> None:
+        if other.shape.claims:
+            for claim in claim_keys(other):
+                if claim in self._users:
+                    self._users[claim].add(node)
+
+
+def _missing(key: str) -> Block:
+    return Block("ClaimNotFound", f"claim {key} does not exist")
+
+
+def _problem(claim: Claim, snapshot: Snapshot) -> Block | None:
+    if claim.phase == "Lost":
+        return Block("ClaimLost", f"claim {claim.key} lost its volume {claim.volume}".rstrip())
+    if claim.phase == "Bound":
+        if claim.volume in snapshot.volumes:
+            return None
+        return Block(
+            "ClaimLost", f"claim {claim.key} is bound to volume {claim.volume}, which does not exist"
+        )
+    if claim.volume:
+        return Block("ClaimUnbound", f"claim {claim.key} waits to be bound to volume {claim.volume}")
+    if not claim.storage_class:
+        return Block("ClaimUnbound", f"claim {claim.key} is not bound and names no storage class")
+    storage_class = snapshot.storage_classes.get(claim.storage_class)
+    if storage_class is None:
+        detail = f"claim {claim.key} names storage class {claim.storage_class}, which does not exist"
+        return Block("StorageClassNotFound", detail)
+    if not storage_class.waits:
+        return Block(
+            "ClaimUnbound", f"claim {claim.key} is not bound yet by storage class {storage_class.name}"
+        )
+    return None
+
+
+def _unbound(pod: Pod, snapshot: Snapshot) -> list[Claim]:
+    """The claims that this pod is the first to use, smallest first, so that large volumes are left for large
+    claims.
+    """
+    claims = (snapshot.claims.get(key) for key in dict.fromkeys(claim_keys(pod)))
+    waiting = [
+        claim for claim in claims if claim is not None and claim.phase == "Pending" and not claim.volume
+    ]
+    return sorted(waiting, key=lambda claim: (claim.request, claim.key))
+
+
+def _bound_volumes(pod: Pod, snapshot: Snapshot) -> Iterator[Volume]:
+    for key in claim_keys(pod):
+        claim = snapshot.claims.get(key)
+        volume = snapshot.volumes.get(claim.volume) if claim is not None and claim.volume else None
+        if volume is not None:
+            yield volume
+
+
+def _one_node(claim: Claim, snapshot: Snapshot) -> bool:
+    """Whether one node at a time may use the claim; what a bound volume can do counts, as it does when
+    attaching.
+    """
+    volume = snapshot.volumes.get(claim.volume)
+    modes = volume.access_modes if volume is not None else claim.access_modes
+    return bool(modes) and not {"ReadWriteMany", "ReadOnlyMany"} & set(modes)
+
+
+def _other_pods(pod: Pod, ledger: Ledger) -> Iterator[tuple[str, Pod]]:
+    """Every other pod with claims and its node, also on nodes that are gone: their volumes may still be
+    attached.
+    """
+    for name, account in ledger.accounts.items():
+        for other in _with_claims(account.pods.values(), pod):
+            yield name, other
+    for name, pods in ledger.snapshot.pods_by_node.items():
+        if name not in ledger.accounts:
+            for other in _with_claims(pods.values(), pod):
+                yield name, other
+
+
+def _with_claims(pods: Iterable[Pod], but: Pod) -> Iterator[Pod]:
+    return (pod for pod in pods if pod.shape.claims and pod.key != but.key)
+
+
+_ZONE_LABELS = {
+    "topology.kubernetes.io/zone": "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region": "topology.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone": "topology.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/region": "topology.kubernetes.io/region",
+}
+"""Labels of a volume that tie it to a place, and the label of a node that may stand for the old names."""
+
+
+def _tied(volume: Volume) -> bool:
+    return volume.node_affinity is not None or not _ZONE_LABELS.keys().isdisjoint(volume.labels)
+
+
+def _reaches(volume: Volume, node: Node) -> bool:
+    if volume.node_affinity is not None and not volume.node_affinity.matches(node.name, node.labels):
+        return False
+    if _ZONE_LABELS.keys().isdisjoint(node.labels):
+        return True
+    for key, current in _ZONE_LABELS.items():
+        zones = volume.labels.get(key)
+        if zones is not None and node.labels.get(key, node.labels.get(current)) not in zones.split("__"):
+            return False
+    return True

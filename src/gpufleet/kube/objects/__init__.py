@@ -1,7 +1,7 @@
 """Kubernetes objects as gpufleet reads them: frozen msgspec structs with the fields that decisions need.
 
 They are subsets, made for decoding: unknown fields are dropped, so nothing read this way may be written
-back as a whole. Changes are patches built from plain dicts. The structs are not tracked by the garbage collector
+back as a whole. Changes are patches built from plain dicts. The garbage collector does not track the structs
 (they hold no cycles), which makes a list of 10,000 pods thirteen times cheaper than dicts.
 Names are the API's in snake_case; quantities and times stay the API's strings (see `gpufleet.kube.times`).
 """

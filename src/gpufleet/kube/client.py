@@ -12,12 +12,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 from urllib.parse import urlencode
 
 import msgspec
 
+from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.config import ClusterConfig
 from gpufleet.kube.decoding import Listing, T, decode, decode_page
 from gpufleet.kube.errors import ApiError, NotLeader, Unreachable, api_error
@@ -33,7 +34,6 @@ __all__ = ["ApiError", "Client", "Listing", "NotLeader", "Unreachable", "WatchEv
 log = logging.getLogger("gpufleet.kube.client")
 
 REQUEST_TIMEOUT = 30.0
-GUARDED_WRITE_TIMEOUT = 5.0
 WATCH_GRACE = 15.0
 PATCH_TYPES = {
     "merge": "application/merge-patch+json",
@@ -73,6 +73,7 @@ class Client:
         qps: float | None = None,
         burst: int | None = None,
         guard: Callable[[], None] | None = None,
+        guarded_write_seconds: float = 5.0,
         connections: int = 64,
         deadline: float = 30.0,
     ) -> None:
@@ -80,6 +81,7 @@ class Client:
         self._transport = Transport(config, user_agent=user_agent, connections=connections)
         self._bucket = TokenBucket(qps, burst or max(1, int(qps * 2))) if qps is not None else None
         self._guard = guard
+        self._guarded_seconds = guarded_write_seconds
         self._slots = asyncio.Semaphore(connections)
         self._deadline = deadline
         self._metrics = RequestMetrics()
@@ -281,7 +283,7 @@ class Client:
         fields: str = "",
         type: type[T] = dict,  # type: ignore[assignment] # noqa: A002
         seconds: int | None = None,
-    ) -> AsyncIterator[WatchEvent[T]]:
+    ) -> AsyncGenerator[WatchEvent[T], None]:
         """Events after `resource_version` until the server ends the stream (after `seconds`, else 5 to 10
         minutes).
 
@@ -310,6 +312,9 @@ class Client:
         except ApiError as error:
             code = error.status
             raise
+        except msgspec.DecodeError as error:
+            message = f"the watch of {kind.plural} sent something that is no event: {error}"
+            raise GpufleetError(reason="UnexpectedObject", message=message) from None
         finally:
             self._metrics.observe("watch", kind.plural, code, time.monotonic() - started)
 
@@ -318,7 +323,7 @@ class Client:
 
     async def _send(self, call: _Call) -> bytes:
         if self._guard is not None and call.method not in _READS:
-            call.seconds = min(call.seconds, GUARDED_WRITE_TIMEOUT)
+            call.seconds = min(call.seconds, self._guarded_seconds)
             call.params = {**(call.params or {}), "timeout": f"{call.seconds:g}s"}
         target = _target(call.path, call.params) if call.params else call.path
         until = time.monotonic() + self._deadline

@@ -1,0 +1,204 @@
+"""One round of the scheduler benchmark: pods created at once, one observer that watches them being bound.
+
+The time of a round runs from the sending of the first create to the arrival of the last binding on the watch,
+so everything that a user waits for is in it: creation, the scheduler's own watch, its decision, the binding.
+Latencies run from the answer to a pod's create to the arrival of its binding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+import psutil
+from benchmarks.contenders import SCHEDULER_NAME
+from benchmarks.fleet import Fleet
+from benchmarks.nodes import GPUS_PER_NODE, PATIENCE_S
+from benchmarks.nullbinder import Pod
+
+from gpufleet.kube.client import Client
+from gpufleet.kube.kinds import EVENTS, NAMESPACES, PODS, SERVICE_ACCOUNTS
+from gpufleet.kube.objects.meta import PartialObject
+
+NAMESPACE = "bench"
+CONNECTIONS = 64
+STUCK_S = 30.0
+WARM_UP_PODS = 64
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """What one round measured. `cpu_seconds` and `peak_mib` (resident memory) are by program."""
+
+    contender: str
+    pods: int
+    seconds: float
+    pods_per_second: float
+    median_latency_ms: float
+    p99_latency_ms: float
+    cpu_seconds: dict[str, float]
+    peak_mib: dict[str, float]
+
+
+class Observer:
+    """The one witness: when each pod was seen bound, and where."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.bound_at: dict[str, float] = {}
+        self.node_of: dict[str, str] = {}
+        self._grew = asyncio.Event()
+
+    async def run(self, resource_version: str) -> None:
+        """Watch from `resource_version` until cancelled."""
+        while True:
+            stream = self._client.watch(PODS, NAMESPACE, resource_version=resource_version, type=Pod)
+            async for event in stream:
+                resource_version = event.resource_version or resource_version
+                pod = event.object
+                if pod and pod.spec.node_name and pod.metadata.name not in self.bound_at:
+                    self.bound_at[pod.metadata.name] = time.perf_counter()
+                    self.node_of[pod.metadata.name] = pod.spec.node_name
+                    self._grew.set()
+
+    async def wait_for(self, count: int, fleet: Fleet, contender: str) -> None:
+        """Wait until `count` pods were seen bound; raises when the contender ends or nothing moves."""
+        while len(self.bound_at) < count:
+            self._grew.clear()
+            try:
+                await asyncio.wait_for(self._grew.wait(), STUCK_S)
+            except TimeoutError:
+                fleet.must_run(contender)
+                stuck = (
+                    f"{contender} bound {len(self.bound_at)} of {count} pods, then none for {STUCK_S:.0f} s"
+                )
+                raise TimeoutError(stuck) from None
+
+
+def pod_body(name: str) -> bytes:
+    """A pod that asks for one GPU, a few cores and some memory."""
+    asked = {"nvidia.com/gpu": "1", "cpu": "4", "memory": "16Gi"}
+    container = {"name": "main", "image": "bench", "resources": {"requests": asked, "limits": asked}}
+    spec = {
+        "schedulerName": SCHEDULER_NAME,
+        "containers": [container],
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 0,
+    }
+    body = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": "bench"}},
+        "spec": spec,
+    }
+    return json.dumps(body).encode()
+
+
+async def create_pods(client: Client, names: Sequence[str]) -> dict[str, float]:
+    """Create the pods over many connections at once; when each create was answered."""
+    path = PODS.path(NAMESPACE)
+    created: dict[str, float] = {}
+    left = iter(names)
+
+    async def worker() -> None:
+        for name in left:
+            await client.request("POST", path, body=pod_body(name))
+            created[name] = time.perf_counter()
+
+    await asyncio.gather(*(worker() for _ in range(CONNECTIONS)))
+    return created
+
+
+async def empty(client: Client) -> None:
+    """Delete the pods and Events of the namespace and wait until the pods are gone."""
+    now = json.dumps({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0}).encode()
+    deadline = time.monotonic() + PATIENCE_S
+    while (await client.list(PODS, NAMESPACE, type=PartialObject)).items:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the pods of the last round do not go away")
+        await client.request("DELETE", PODS.path(NAMESPACE), body=now, timeout=60.0)
+        await asyncio.sleep(0.2)
+    await client.request("DELETE", EVENTS.path(NAMESPACE), timeout=60.0)
+
+
+def cpu_seconds(fleet: Fleet) -> dict[str, float]:
+    """Processor time that each program has used so far; the benchmark itself is the observer."""
+    used = {name: psutil.Process(process.pid).cpu_times() for name, process in fleet.running.items()}
+    used["observer"] = psutil.Process().cpu_times()
+    return {name: times.user + times.system for name, times in used.items()}
+
+
+async def watch_memory(fleet: Fleet, peak: dict[str, float]) -> None:
+    """Keep the highest resident memory of each program in `peak`, until cancelled."""
+    while True:
+        for name, mib in fleet.resident_mib().items():
+            peak[name] = max(mib, peak.get(name, 0.0))
+        await asyncio.sleep(0.25)
+
+
+async def measure(fleet: Fleet, client: Client, contender: str, argv: Sequence[str], pods: int) -> Round:
+    """Run one round with a fresh process of the contender; warm-up pods prove that it is ready first."""
+    await empty(client)
+    fleet.start(contender, argv)
+    try:
+        await _bind(fleet, client, contender, [f"warm-{index:05}" for index in range(WARM_UP_PODS)], {})
+        await empty(client)
+        await asyncio.sleep(2.0)
+        peak: dict[str, float] = {}
+        return await _bind(fleet, client, contender, [f"pod-{index:05}" for index in range(pods)], peak)
+    finally:
+        fleet.stop(contender)
+
+
+async def _bind(
+    fleet: Fleet, client: Client, contender: str, names: Sequence[str], peak: dict[str, float]
+) -> Round:
+    listing = await client.list(PODS, NAMESPACE, type=PartialObject)
+    observer = Observer(client)
+    watching = asyncio.create_task(observer.run(listing.resource_version))
+    sampling = asyncio.create_task(watch_memory(fleet, peak))
+    await asyncio.sleep(0.2)
+    before, started = cpu_seconds(fleet), time.perf_counter()
+    try:
+        created = await create_pods(client, names)
+        await observer.wait_for(len(names), fleet, contender)
+    finally:
+        watching.cancel()
+        sampling.cancel()
+        await asyncio.gather(watching, sampling, return_exceptions=True)
+    after = cpu_seconds(fleet)
+    check_capacity(observer.node_of)
+    seconds = max(observer.bound_at.values()) - started
+    waits = sorted(observer.bound_at[name] - created[name] for name in names)
+    return Round(
+        contender=contender,
+        pods=len(names),
+        seconds=round(seconds, 3),
+        pods_per_second=round(len(names) / seconds, 1),
+        median_latency_ms=round(1e3 * max(0.0, waits[len(waits) // 2]), 1),
+        p99_latency_ms=round(1e3 * max(0.0, waits[len(waits) * 99 // 100]), 1),
+        cpu_seconds={name: round(after[name] - before[name], 2) for name in after},
+        peak_mib={name: round(mib, 1) for name, mib in sorted(peak.items())},
+    )
+
+
+def check_capacity(node_of: dict[str, str]) -> None:
+    """Raise when a node got more one-GPU pods than it has GPUs: a fast wrong scheduler is not fast."""
+    node, count = Counter(node_of.values()).most_common(1)[0]
+    if count > GPUS_PER_NODE:
+        raise RuntimeError(f"{count} pods of one GPU were bound to {node}, which has {GPUS_PER_NODE}")
+
+
+async def prepare_namespace(client: Client) -> None:
+    """The namespace of the benchmark, with its service account."""
+    await client.create(
+        NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    )
+    deadline = time.monotonic() + PATIENCE_S
+    while not (await client.list(SERVICE_ACCOUNTS, NAMESPACE, type=PartialObject)).items:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"namespace {NAMESPACE} gets no service account")
+        await asyncio.sleep(0.1)

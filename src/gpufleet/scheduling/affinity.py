@@ -76,7 +76,7 @@ class RequiredAffinity:
         self._avoids = [(t.topology_key, term_test(t, self._namespaces)) for t in pod.shape.anti_affinity]
         self._is_own_group = self._matches_all(pod)
         self._found: dict[str, set[str]] = {key: set() for key, _ in self._wants}
-        self._avoided: dict[str, set[str]] = {}
+        self._avoided: dict[str, set[str]] = {key: set() for key, _ in self._avoids}
         self._refused: dict[str, set[str]] = {}
         self._refuses: dict[PodShape, tuple[str, ...]] = {}
         looks_at_all = bool(self._wants or self._avoids)
@@ -122,7 +122,8 @@ class RequiredAffinity:
         if self._avoids:
             _add(self._avoided, [key for key, meant in self._avoids if meant(other)], labels)
         if other.shape.anti_affinity:
-            _add(self._refused, self._keys_refusing(other.shape), labels)
+            keys = self._keys_refusing(other.shape)
+            _add(self._refused, keys, labels)
 
     def _matches_all(self, pod: Pod) -> bool:
         return bool(self._wants) and all(meant(pod) for _, meant in self._wants)
@@ -136,6 +137,9 @@ class RequiredAffinity:
                 for term in shape.anti_affinity
                 if term_test(term, self._namespaces)(self._pod)
             )
+            # Sorted, so that a node in two refused domains gets the same reason however they were found.
+            known = {key: self._refused.get(key, set()) for key in (*self._refused, *keys)}
+            self._refused = dict(sorted(known.items()))
         return keys
 
 
@@ -143,7 +147,7 @@ def _add(domains: dict[str, set[str]], keys: Iterable[str], labels: Mapping[str,
     for key in keys:
         value = labels.get(key)
         if value is not None:
-            domains.setdefault(key, set()).add(value)
+            domains[key].add(value)
 
 
 class PreferredAffinity:

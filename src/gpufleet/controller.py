@@ -13,27 +13,22 @@ import logging
 import os
 import socket
 import sys
-import time
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import uvloop
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.kube import kinds, objects
 from gpufleet.kube.client import Client
 from gpufleet.kube.config import load_config
 from gpufleet.kube.events import EventRecorder
 from gpufleet.kube.leases import LeaderElector, NotLeader
 from gpufleet.kube.process import configure_logging, serving, stop_requested
-from gpufleet.kube.times import parse_time
 from gpufleet.scheduling.controller import SchedulingController
-from gpufleet.scheduling.cycle import Policy
-from gpufleet.scheduling.owners import LeaseRecord, answered_names
+from gpufleet.scheduling.names import SchedulerNames
 
 log = logging.getLogger("gpufleet.controller")
-
-OWNERS_SECONDS = 5.0
 
 
 def main() -> None:
@@ -88,7 +83,7 @@ async def _run(options: argparse.Namespace) -> None:
         config, user_agent="gpufleet-controller", qps=options.qps, burst=options.burst, guard=guard
     ) as client:
         recorder = EventRecorder(client, controller="gpufleet.dev/scheduler", instance=identity)
-        names = _Names(client, options.scheduler_names)
+        names = SchedulerNames(client, options.scheduler_names)
         controller = SchedulingController(client, recorder, names.policy)
 
         async def leading() -> None:
@@ -108,7 +103,14 @@ async def _run(options: argparse.Namespace) -> None:
         await asyncio.to_thread(elector.stop)
 
 
-async def _until_stopped(stop, controller, recorder, names, elector, leading) -> None:  # type: ignore[no-untyped-def]
+async def _until_stopped(
+    stop: asyncio.Event,
+    controller: SchedulingController,
+    recorder: EventRecorder,
+    names: SchedulerNames,
+    elector: LeaderElector | None,
+    leading: Callable[[], Awaitable[None]],
+) -> None:
     gc.freeze()
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -135,38 +137,6 @@ async def _fail_when_lost(elector: LeaderElector) -> None:
     await elector.wait_leading()
     await elector.wait_lost()
     elector.guard()
-
-
-class _Names:
-    """The scheduler names to answer for: a fixed list, or kept up to date from the Leases of their owners."""
-
-    def __init__(self, client: Client, names: str) -> None:
-        self._client = client
-        self._automatic = names == "auto"
-        fixed = frozenset(name.strip() for name in names.split(",") if name.strip())
-        self._policy = Policy(answered_names((), 0.0) if self._automatic else fixed)
-
-    def policy(self) -> Policy:
-        """The policy of this moment."""
-        return self._policy
-
-    async def run(self) -> None:
-        """Look for owners that came or went, until cancelled."""
-        while self._automatic:
-            listing = await self._client.list(
-                kinds.LEASES, fields="metadata.namespace!=kube-node-lease", type=objects.Lease
-            )
-            names = answered_names([_record(lease) for lease in listing.items], time.time())
-            if names != self._policy.schedulers:
-                log.info("scheduler names changed", extra={"names": sorted(names)})
-                self._policy = Policy(names)
-            await asyncio.sleep(OWNERS_SECONDS)
-
-
-def _record(lease: objects.Lease) -> LeaseRecord:
-    spec = lease.spec
-    until = parse_time(spec.renew_time) + (spec.lease_duration_seconds or 0)
-    return LeaseRecord(lease.metadata.name, spec.holder_identity or "", until)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ there: waiting does not help).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -26,7 +27,7 @@ from gpufleet.scheduling.trial import Trial
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Pods of one owner that hold the resource the pod waits for; `resource` amounts are summed over `nodes`."""
+    """Pods of one owner that hold the resource the pod waits for; `amount` is the sum over `nodes`."""
 
     namespace: str
     workload: str
@@ -49,13 +50,31 @@ class Explanation(msgspec.Struct, frozen=True):
     changes: tuple[Change, ...] = ()
     node: str = ""
     gang: str = ""
+    uid: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The explanation for scripts: every field present, numbers as numbers."""
+        data: dict[str, Any] = msgspec.to_builtins(self)
+        for reason, value in zip(data["reasons"], self.reasons, strict=True):
+            reason.setdefault("subject", value.subject)
+            reason.setdefault("nodes", value.nodes)
+            reason.setdefault("evidence", dict(value.evidence))
+        return data
 
 
-def explain(snapshot: Snapshot, key: str, policy: Policy) -> Explanation | None:
-    """Explain the pod `namespace/name`, or None when the snapshot does not have it."""
-    pod = next((pod for pod in snapshot.pods() if pod.key == key), None)
+def explain(snapshot: Snapshot, key: str, policy: Policy, finished: Pod | None = None) -> Explanation | None:
+    """Explain the pod `namespace/name`, or None when the snapshot does not have it.
+
+    A snapshot leaves finished pods out; `finished` is the pod when it is one of those.
+    """
+    pod = next((pod for pod in snapshot.pods() if pod.key == key), finished)
     if pod is None:
         return None
+    if pod.finished:
+        where = f" on {pod.node}" if pod.node else ""
+        return _explanation(
+            pod, "running", (Reason("Finished", f"ended{where}, phase {pod.phase}", pod.node),)
+        )
     if pod.node:
         reason = Reason("Bound", f"bound to {pod.node}, phase {pod.phase}", pod.node)
         return _explanation(pod, "running", (reason,))
@@ -91,15 +110,16 @@ def _concerns(action: object, pod: Pod) -> bool:
 
 def fits_empty(snapshot: Snapshot, unit: Unit) -> bool:
     """Whether the unit would be placed if every node were ready, uncordoned and without pods."""
-    nodes = {name: msgspec.structs.replace(node, ready=True, unschedulable=False, taints=_lasting(node))
-             for name, node in snapshot.nodes.items()}  # fmt: skip
+    nodes = {name: _at_its_best(node) for name, node in snapshot.nodes.items()}
     empty = msgspec.structs.replace(snapshot, nodes=nodes, pods_by_node={})
     accounts = {name: account_of(node, {}) for name, node in nodes.items()}
     return len(place(unit.pods, Trial(Ledger(empty, accounts)))) >= unit.needed
 
 
-def _lasting(node: Node) -> tuple:  # type: ignore[type-arg]
-    return tuple(taint for taint in node.taints if not taint.key.startswith("node.kubernetes.io/"))
+def _at_its_best(node: Node) -> Node:
+    """The node ready and uncordoned, without the taints that Kubernetes sets for passing conditions."""
+    lasting = tuple(taint for taint in node.taints if not taint.key.startswith("node.kubernetes.io/"))
+    return msgspec.structs.replace(node, ready=True, unschedulable=False, taints=lasting)
 
 
 def _holders(ledger: Ledger, pod: Pod) -> Iterator[Holder]:

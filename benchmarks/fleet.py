@@ -70,8 +70,11 @@ class Fleet:
         """Raise with the last lines of its log when a program has ended."""
         code = self.running[name].poll()
         if code is not None:
-            log = "\n".join(tail(self.layout.log(name)))
-            raise RuntimeError(f"{name} ended with status {code}; its last lines:\n{log}")
+            raise RuntimeError(f"{name} ended with status {code}; {self.last_words(name)}")
+
+    def last_words(self, name: str) -> str:
+        """The end of a program's log, for error messages."""
+        return "the end of its log:\n" + "\n".join(tail(self.layout.log(name)))
 
     def resident_mib(self) -> dict[str, float]:
         """Resident memory of each program with its children, in MiB."""

@@ -72,10 +72,8 @@ class Observer:
                 await asyncio.wait_for(self._grew.wait(), STUCK_S)
             except TimeoutError:
                 fleet.must_run(contender)
-                stuck = (
-                    f"{contender} bound {len(self.bound_at)} of {count} pods, then none for {STUCK_S:.0f} s"
-                )
-                raise TimeoutError(stuck) from None
+                bound = f"bound {len(self.bound_at)} of {count} pods, then none for {STUCK_S:.0f} s"
+                raise TimeoutError(f"{contender} {bound}; {fleet.last_words(contender)}") from None
 
 
 def pod_body(name: str) -> bytes:

@@ -12,7 +12,7 @@ Source: k8s.io/kubernetes 1.37 pkg/scheduler/framework/plugins/interpodaffinity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gpufleet.fleet.pods import Pod, PodAffinityTerm, PodShape
 from gpufleet.scheduling.domains import Domains, label_test
@@ -50,6 +50,12 @@ def term_test(term: PodAffinityTerm, namespaces: Namespaces) -> PodTest:
     return lambda pod: (everywhere or pod.namespace in matching) and selected(pod.labels)
 
 
+def all_terms_test(terms: Sequence[PodAffinityTerm], namespaces: Namespaces) -> PodTest:
+    """Whether one pod is what every one of the terms means."""
+    tests = [term_test(term, namespaces) for term in terms]
+    return tests[0] if len(tests) == 1 else lambda pod: all(meant(pod) for meant in tests)
+
+
 class RequiredAffinity:
     """Required affinity and anti-affinity around one pod, prepared against one ledger.
 
@@ -66,20 +72,20 @@ class RequiredAffinity:
         "_pod",
         "_refused",
         "_refuses",
-        "_wants",
+        "_wanted",
     )
 
     def __init__(self, pod: Pod, ledger: Ledger) -> None:
         self._pod = pod
         self._namespaces = ledger.snapshot.namespaces
-        self._wants = [(t.topology_key, term_test(t, self._namespaces)) for t in pod.shape.affinity]
+        self._wanted = all_terms_test(pod.shape.affinity, self._namespaces)
         self._avoids = [(t.topology_key, term_test(t, self._namespaces)) for t in pod.shape.anti_affinity]
-        self._is_own_group = self._matches_all(pod)
-        self._found: dict[str, set[str]] = {key: set() for key, _ in self._wants}
+        self._is_own_group = self._wanted(pod)
+        self._found: dict[str, set[str]] = {term.topology_key: set() for term in pod.shape.affinity}
         self._avoided: dict[str, set[str]] = {key: set() for key, _ in self._avoids}
         self._refused: dict[str, set[str]] = {}
         self._refuses: dict[PodShape, tuple[str, ...]] = {}
-        looks_at_all = bool(self._wants or self._avoids)
+        looks_at_all = bool(self._found or self._avoids)
         for account in ledger.accounts.values():
             labels = account.node.labels
             for other in account.pods.values() if looks_at_all else account.anti_affine:
@@ -117,16 +123,14 @@ class RequiredAffinity:
         return None
 
     def _count(self, other: Pod, labels: Mapping[str, str]) -> None:
-        if self._wants and self._matches_all(other):
+        if self._found and self._wanted(other):
             _add(self._found, self._found, labels)
-        if self._avoids:
-            _add(self._avoided, [key for key, meant in self._avoids if meant(other)], labels)
+        for key, meant in self._avoids:
+            if meant(other):
+                _add(self._avoided, (key,), labels)
         if other.shape.anti_affinity:
             keys = self._keys_refusing(other.shape)
             _add(self._refused, keys, labels)
-
-    def _matches_all(self, pod: Pod) -> bool:
-        return bool(self._wants) and all(meant(pod) for _, meant in self._wants)
 
     def _keys_refusing(self, shape: PodShape) -> tuple[str, ...]:
         """The topology keys over which pods of a shape refuse this pod."""

@@ -27,6 +27,7 @@ REASON = "InvalidFleetFile"
 MAX_NODES = 1000
 
 _Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+_Pause = Annotated[float, Meta(ge=0.1, le=300)]
 _GpuCount = Annotated[int, Meta(ge=1, le=16)]
 
 
@@ -120,7 +121,8 @@ class Simulation(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fie
     image_pull_seconds: Annotated[_Seconds, Meta(description="Pull of an image new to the node.")] = 0.4
     start_seconds: Annotated[_Seconds, Meta(description="Start of one container.")] = 0.2
     weight_load_seconds: Annotated[
-        _Seconds, Meta(description="A container with GPUs is not ready before it loaded its weights.")
+        _Seconds,
+        Meta(description="Time that a probed container with GPUs loads weights before its probes pass."),
     ] = 0.3
     init_seconds: Annotated[_Seconds, Meta(description="Run time of an init container.")] = 0.2
     job_seconds: Annotated[

@@ -1,0 +1,97 @@
+"""Admission: whether a node takes a pod that was bound to it, by the checks of a kubelet.
+
+The scheduler has decided, but from a view that may be old, and anyone may bind a pod: a kubelet checks
+again, and a pod that it refuses has failed for good. Resources that the node does not offer are ignored,
+as a kubelet ignores them, except GPUs: those are claimed from the devices.
+Source: pkg/kubelet/lifecycle/predicate.go and the device manager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from gpufleet.devices.simulated import Claim, Shortage
+from gpufleet.fleet.nodes import Node
+from gpufleet.fleet.pods import Pod, PodShape, is_gpu_resource
+from gpufleet.fleet.quantities import resource_amount
+from gpufleet.fleet.selectors import untolerated
+from gpufleet.kube import objects
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """Why a kubelet refuses a pod: the reason and message of the failed pod's status."""
+
+    reason: str
+    message: str
+
+
+def refuses(pod: Pod, node: Node, others: Iterable[Pod]) -> Rejection | None:
+    """Why `node` refuses `pod` beside the `others` that it runs (finished ones not among them), or None."""
+    running = list(others)
+    return _out_of_resource(pod.shape, node, running) or _wrong_node(pod, node, running)
+
+
+def _out_of_resource(shape: PodShape, node: Node, others: list[Pod]) -> Rejection | None:
+    for resource, amount in shape.requests:
+        if resource not in node.allocatable or is_gpu_resource(resource):
+            continue
+        used = sum(value for pod in others for name, value in pod.shape.requests if name == resource)
+        if used + amount > node.allocatable[resource]:
+            return out_of(resource, amount, used, node.allocatable[resource])
+    return None
+
+
+def out_of(resource: str, requested: int, used: int, capacity: int) -> Rejection:
+    """The refusal for a resource that the node has too little of."""
+    numbers = f"requested: {requested}, used: {used}, capacity: {capacity}"
+    return Rejection(
+        f"OutOf{resource}",
+        f"Pod was rejected: Node didn't have enough resource: {resource}, {numbers}",
+    )
+
+
+def _wrong_node(pod: Pod, node: Node, others: list[Pod]) -> Rejection | None:
+    shape = pod.shape
+    selected = all(node.labels.get(key) == value for key, value in shape.node_selector)
+    if not selected or (shape.node_affinity and not shape.node_affinity.matches(node.name, node.labels)):
+        text = "node(s) didn't match Pod's node affinity/selector"
+        return Rejection("NodeAffinity", f"Pod was rejected: Predicate NodeAffinity failed: {text}")
+    taken = [port for other in others for port in other.shape.host_ports]
+    if any(port.conflicts(other) for port in shape.host_ports for other in taken):
+        text = "node(s) didn't have free ports for the requested pod ports"
+        return Rejection("NodePorts", f"Pod was rejected: Predicate NodePorts failed: {text}")
+    taint = untolerated(node.taints, shape.tolerations, ("NoExecute",))
+    if taint is not None:
+        text = f"node(s) had taint {taint} that the pod didn't tolerate"
+        return Rejection("TaintToleration", f"Pod was rejected: Predicate TaintToleration failed: {text}")
+    return None
+
+
+def device_claims(pod: objects.Pod) -> tuple[Claim, ...]:
+    """What the pod's containers claim from the devices, in the order in which a kubelet allocates."""
+    claims = []
+    for container in (*pod.spec.init_containers, *pod.spec.containers):
+        reusable = container in pod.spec.init_containers and container.restart_policy != "Always"
+        wanted = {**container.resources.limits, **container.resources.requests}
+        for resource, quantity in sorted(wanted.items()):
+            amount = resource_amount(resource, quantity)
+            if is_gpu_resource(resource) and amount:
+                claims.append(Claim(container.name, resource, amount, reusable))
+    return tuple(claims)
+
+
+def device_rejection(shortage: Shortage, capacity: int, used: int) -> Rejection:
+    """The refusal for devices: all in use (`used` of `capacity` healthy ones), or not to be had."""
+    resource = shortage.resource
+    if shortage.available is not None and used + shortage.wanted > capacity:
+        return out_of(resource, shortage.wanted, used, capacity)
+    if shortage.available is None:
+        why = f"cannot allocate unregistered device {resource}"
+    else:
+        numbers = f"Requested: {shortage.wanted}, Available: {shortage.available}"
+        why = f"requested number of devices unavailable for {resource}. {numbers}"
+    return Rejection(
+        "UnexpectedAdmissionError", f"Pod was rejected: Allocate failed due to {why}, which is unexpected"
+    )

@@ -1,0 +1,61 @@
+"""Adoption: the state of a pod that an earlier process of ours played, read back from the status it wrote."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gpufleet.kube.objects import ContainerStatus, Pod
+from gpufleet.kube.times import parse_time
+from gpufleet.local.simnodes.podstate import ENDED, RUNNING, Ended, PodRun, Run, accept
+
+
+def adopt(pod: Pod, now: float, first_backoff: float) -> PodRun:
+    """The state of `pod`: containers that its status shows as running are taken to run still.
+
+    It waits for `Recorded`, like a new one. A pod without container statuses that has failed was rejected.
+    """
+    status = pod.status
+    found = {s.name: s for s in (*status.init_container_statuses, *status.container_statuses)}
+    fresh = accept(pod, status.pod_ip, parse_time(status.start_time) or now, first_backoff)
+    runs = tuple(_adopted(run, found.get(run.name)) for run in fresh.runs)
+    initialized = all(_passed(run) for run in runs if run.role != "app")
+    adopted = msgspec.structs.replace(fresh, runs=runs, initialized=initialized)
+    if status.phase not in ("Succeeded", "Failed"):
+        return adopted
+    return msgspec.structs.replace(
+        adopted,
+        stage="over",
+        reason=status.reason,
+        message=status.message,
+        rejected=status.phase == "Failed" and not status.container_statuses,
+    )
+
+
+def _adopted(run: Run, seen: ContainerStatus | None) -> Run:
+    if seen is None:
+        return run
+    state = seen.state
+    ended = state.terminated or seen.last_state.terminated
+    last = None
+    if ended is not None:
+        began, finished = parse_time(ended.started_at), parse_time(ended.finished_at)
+        last = Ended(ended.exit_code, ended.reason, began, finished, seen.restart_count)
+    run = msgspec.structs.replace(run, attempt=seen.restart_count, last=last)
+    if state.running is not None:
+        return msgspec.structs.replace(
+            run,
+            state=RUNNING,
+            reason="",
+            started_at=parse_time(state.running.started_at),
+            started=bool(seen.started) or run.role == "init",
+            ready=seen.ready,
+        )
+    if state.terminated is not None:
+        return msgspec.structs.replace(run, state=ENDED, reason="")
+    return run
+
+
+def _passed(run: Run) -> bool:
+    if run.role == "sidecar":
+        return run.started
+    return run.done and run.last is not None and run.last.exit_code == 0

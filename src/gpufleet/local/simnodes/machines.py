@@ -1,0 +1,194 @@
+"""The machines of a fleet, and how each looks as a Node object: a pure function of the fleet file.
+
+Labels are the well-known ones, gpufleet's pool and rack, and those that GPU Feature Discovery would write.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gpufleet.devices.labels import feature_labels
+from gpufleet.devices.simulated import NodeDevices, make_devices
+from gpufleet.fleet.selectors import Taint
+from gpufleet.kube.times import format_time
+from gpufleet.local.fleetfile import Fleet, Group
+
+FLEET_LABEL = "gpufleet.dev/fleet"
+POOL_LABEL = "gpufleet.dev/pool"
+PURPOSE_LABEL = "gpufleet.dev/purpose"
+RACK_LABEL = "gpufleet.dev/rack"
+TAINTS_ANNOTATION = "gpufleet.dev/registered-taints"
+KUBELET_VERSION = "v1.37.2"
+HOST_ADDRESS = "127.0.0.1"
+POD_ADDRESSES_PER_NODE = 1024
+_FIRST_POD_ADDRESS = (10 << 24) | (64 << 16)
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """One node of the fleet. `capacity` has quantities; GPU resources come from `devices`."""
+
+    name: str
+    number: int
+    labels: dict[str, str]
+    taints: tuple[Taint, ...]
+    capacity: dict[str, str]
+    devices: NodeDevices
+
+
+def machines(fleet: Fleet, fleet_name: str) -> tuple[Machine, ...]:
+    """Every node of the fleet, in the order of the file."""
+    found: list[Machine] = []
+    for group in fleet.groups:
+        for number in range(group.count):
+            found.append(_machine(group, number, len(found), fleet_name))
+    return tuple(found)
+
+
+def _machine(group: Group, number: int, overall: int, fleet_name: str) -> Machine:
+    name, product, sharing = f"{group.name}-{number}", group.product, group.sharing.time_slicing
+    devices = NodeDevices()
+    if product is not None:
+        devices = make_devices(
+            fleet_name,
+            name,
+            product,
+            group.gpus,
+            profiles=group.profiles,
+            replicas=sharing.replicas if sharing else 1,
+            renamed=bool(sharing and sharing.rename_by_default),
+        )
+    capacity = {
+        "cpu": group.cpu_quantity,
+        "memory": group.memory_quantity,
+        "ephemeral-storage": group.ephemeral_storage,
+        "pods": str(group.pods),
+    }
+    labels = {
+        "kubernetes.io/hostname": name,
+        "kubernetes.io/os": "linux",
+        "kubernetes.io/arch": "amd64",
+        FLEET_LABEL: fleet_name,
+        POOL_LABEL: group.pool or group.name,
+        **_place(group, number),
+        **feature_labels(devices),
+        **group.labels,
+    }
+    if group.purpose:
+        labels[PURPOSE_LABEL] = group.purpose
+    return Machine(name, overall, labels, group.node_taints, capacity, devices)
+
+
+def _place(group: Group, number: int) -> dict[str, str]:
+    """Region, zone and rack: a rack is filled before the next begins, and lies in one zone."""
+    labels = {"topology.kubernetes.io/region": group.region} if group.region else {}
+    rack_number = number // group.nodes_per_rack if group.nodes_per_rack else number
+    rack = f"{group.name}-r{rack_number}" if group.nodes_per_rack else group.rack
+    zone = group.zones[rack_number % len(group.zones)] if group.zones else group.zone
+    if rack:
+        labels[RACK_LABEL] = rack
+    if zone:
+        labels["topology.kubernetes.io/zone"] = zone
+    return labels
+
+
+def pod_address(machine: Machine, ordinal: int) -> str:
+    """The address of a node's pod number `ordinal`, unique in the fleet; nothing answers there."""
+    number = _FIRST_POD_ADDRESS + machine.number * POD_ADDRESSES_PER_NODE + ordinal
+    return ".".join(str(number >> shift & 255) for shift in (24, 16, 8, 0))
+
+
+def node_metadata(machine: Machine) -> dict[str, Any]:
+    """Labels and annotations that the node owns, for server-side apply."""
+    taints = ",".join(str(taint) for taint in machine.taints)
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": machine.name,
+            "labels": machine.labels,
+            "annotations": {TAINTS_ANNOTATION: taints},
+        },
+        "spec": {"providerID": f"gpufleet://{machine.labels[FLEET_LABEL]}/{machine.name}"},
+    }
+
+
+def node_taints(machine: Machine) -> list[dict[str, str]]:
+    """The taints that the node registers with."""
+    return [_taint_dict(taint) for taint in machine.taints]
+
+
+def _taint_dict(taint: Taint) -> dict[str, str]:
+    body = {"key": taint.key, "effect": taint.effect}
+    return body | ({"value": taint.value} if taint.value else {})
+
+
+def merged_taints(
+    machine: Machine, present: list[dict[str, Any]], registered: str
+) -> list[dict[str, Any]] | None:
+    """The taints after the fleet file changed from `registered`; None when they need no change.
+
+    Only what the file added or removed since changes: taints that people or controllers set or removed stay.
+    """
+    before, wanted = set(filter(None, registered.split(","))), {str(taint) for taint in machine.taints}
+    if before == wanted:
+        return None
+
+    def text(taint: dict[str, Any]) -> str:
+        return str(Taint(taint["key"], taint["effect"], taint.get("value", "")))
+
+    kept = [taint for taint in present if text(taint) not in before - wanted]
+    have = {text(taint) for taint in kept}
+    added = [_taint_dict(t) for t in machine.taints if str(t) in wanted - before and str(t) not in have]
+    return kept + added
+
+
+def node_status(machine: Machine, devices: NodeDevices, port: int, now: float) -> dict[str, Any]:
+    """The status of a node that works; `port` is that of the kubelet endpoint."""
+    capacity, allocatable = dict(machine.capacity), dict(machine.capacity)
+    for offer in devices.offers():
+        capacity[offer.resource], allocatable[offer.resource] = str(offer.capacity), str(offer.healthy)
+    return {
+        "capacity": capacity,
+        "allocatable": allocatable,
+        "conditions": _conditions(now),
+        "addresses": [
+            {"type": "InternalIP", "address": HOST_ADDRESS},
+            {"type": "Hostname", "address": machine.name},
+        ],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
+        "nodeInfo": {
+            "architecture": "amd64",
+            "bootID": "00000000-0000-0000-0000-000000000000",
+            "containerRuntimeVersion": "gpufleet-sim://1.0",
+            "kernelVersion": "6.1.0",
+            "kubeProxyVersion": "",
+            "kubeletVersion": KUBELET_VERSION,
+            "machineID": machine.name,
+            "operatingSystem": "linux",
+            "osImage": "gpufleet simulated node",
+            "systemUUID": machine.name,
+        },
+    }
+
+
+def _conditions(now: float) -> list[dict[str, str]]:
+    rows = (
+        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ("Ready", "True", "KubeletReady", "the simulated kubelet is posting ready status"),
+    )
+    stamp = format_time(now)
+    return [
+        {
+            "type": kind,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastHeartbeatTime": stamp,
+            "lastTransitionTime": stamp,
+        }
+        for kind, status, reason, message in rows
+    ]

@@ -35,6 +35,10 @@ clean:  ## stop the fleet, forget its state, remove .venv and caches of this che
 	@find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "the built control plane is kept for the next fleet; make distclean removes it too"
 
+distclean: run-environment  ## clean, and remove the built control plane of this user
+	@cache=$$($(BIN)/python -c 'from gpufleet.local.controlplane import cache_folder; print(cache_folder())') && \
+		$(MAKE) clean && echo "removing $$cache" && { chmod -R u+w "$$cache" 2>/dev/null; rm -rf "$$cache"; }
+
 format: dev-environment  ## format the sources and mend what the linter can mend
 	@$(BIN)/ruff format src tests tools benchmarks
 	@$(BIN)/ruff check --fix src tests tools benchmarks

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 from tools import surface
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,8 +25,8 @@ def undocumented_commands() -> Iterator[str]:
     for item in surface.commands():
         if not item.command.help:
             yield f"`{item.path}` has no help"
-        for option in item.command.params:
-            if isinstance(option, click.Option) and not option.hidden and not option.help:
+        for option in surface.options(item.command):
+            if not option.help:
                 yield f"`{item.path} {option.opts[-1]}` has no help"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tools import surface
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "reference"
+KEEP_LINES = "\b\n"
 NOTE = "<!-- Written by `make gen` from the code; change it there. -->"
 
 
@@ -36,21 +38,28 @@ def cell(text: str) -> str:
 
 def cli_page() -> str:
     """Every command with its arguments and options."""
+    root, *members = surface.commands()
+    everywhere = {option.name for option in root.command.params}
+    codes = table(
+        ("Exit code", "Meaning"), ((f"`{code}`", text) for code, text in surface.exit_codes().items())
+    )
     return page(
         "Command line",
         "Data goes to stdout, progress and hints to stderr. `gpufleet COMMAND --help` shows the same.",
-        *(command_block(item) for item in surface.commands()),
+        command_block(root, hidden=set()),
+        "Every command has the options above as well.",
+        *(command_block(item, hidden=everywhere) for item in members),
+        "## Exit codes",
+        codes,
     )
 
 
-def command_block(item: surface.Command) -> str:
-    """One command: its help, its usage, its options."""
+def command_block(item: surface.Command, hidden: Container[str | None]) -> str:
+    """One command: its help, its usage, its options except the `hidden` ones."""
     context = click.Context(item.command, info_name=item.path)
     usage = " ".join([item.path, *item.command.collect_usage_pieces(context)])
     blocks = [f"## {item.path}", help_text(item.command), f"```\n{usage}\n```"]
-    options = [
-        option for option in item.command.params if isinstance(option, click.Option) and not option.hidden
-    ]
+    options = [one for one in surface.options(item.command) if one.name not in hidden]
     if options:
         blocks.append(table(("Option", "Meaning"), (option_row(option, context) for option in options)))
     if isinstance(item.command, click.Group):
@@ -63,13 +72,12 @@ def command_block(item: surface.Command) -> str:
 
 
 def help_text(command: click.Command) -> str:
-    """The help of a command as Markdown: click's marks for kept line breaks become code blocks."""
-    paragraphs = (command.help or "").split("\n\n")
-    shown = [
-        "```\n" + text.removeprefix("\b\n") + "\n```" if text.startswith("\b") else text
+    """The help of a command as Markdown: where click keeps line breaks, a code block."""
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    return "\n\n".join(
+        f"```\n{text.removeprefix(KEEP_LINES)}\n```" if text.startswith(KEEP_LINES) else text
         for text in paragraphs
-    ]
-    return "\n\n".join(shown).strip()
+    )
 
 
 def option_row(option: click.Option, context: click.Context) -> tuple[str, str]:

@@ -45,9 +45,9 @@ class Metric(NamedTuple):
 
 def commands() -> Iterator[Command]:
     """Every command that is not hidden, groups before their members, as `--help` lists them."""
-    cli = importlib.import_module("gpufleet.cli")
-    root = next(value for value in vars(cli).values() if isinstance(value, click.Group))
-    yield from _walk("gpufleet", root)
+    from gpufleet.cli.app import group
+
+    yield from _walk("gpufleet", group)
 
 
 def _walk(path: str, command: click.Command) -> Iterator[Command]:
@@ -58,6 +58,18 @@ def _walk(path: str, command: click.Command) -> Iterator[Command]:
             member = command.get_command(context, name)
             if member is not None and not member.hidden:
                 yield from _walk(f"{path} {name}", member)
+
+
+def options(command: click.Command) -> list[click.Option]:
+    """The options of a command that are not hidden."""
+    return [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
+
+
+def exit_codes() -> Mapping[int, str]:
+    """What the exit codes of commands mean."""
+    from gpufleet.cli.commands import EXIT_CODES
+
+    return EXIT_CODES
 
 
 def custom_resources() -> list[dict[str, Any]]:

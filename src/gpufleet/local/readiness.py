@@ -1,0 +1,170 @@
+"""Waiting until a fleet that was started is ready, and telling early and clearly why it will not be.
+
+Ready means: every component answers, the built-in objects are served, and every node of the fleet file is
+Ready. A component that keeps ending before it ever answered will not get better by waiting: its last words
+are the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from gpufleet.fleet.errors import GpufleetError
+from gpufleet.kube.client import Client
+from gpufleet.kube.config import load_config
+from gpufleet.kube.errors import Unreachable
+from gpufleet.kube.kinds import NODES
+from gpufleet.kube.objects import Node
+from gpufleet.local.builtin import apply_builtin
+from gpufleet.local.components import API_SERVER, SUPERVISOR
+from gpufleet.local.layout import Layout, tail, write_atomic
+from gpufleet.local.observed import (
+    ComponentState,
+    FleetState,
+    node_ready,
+    observe,
+    read_supervisor_state,
+)
+
+HOPELESS_AFTER = 3
+"""So often a component may end before it answered once."""
+
+_PORT_TAKEN = "address already in use"
+
+
+class Progress(Protocol):
+    """Where the one who waits sees what is going on."""
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+
+    def work(self, text: str, done: int = 0, total: int = 0) -> None:
+        """What is being done now, and how much of it when `total` is not 0."""
+
+
+class PortTakenError(GpufleetError):
+    """A component lost a race for its port: somebody bound it between our look and its start."""
+
+    def __init__(self, component: str) -> None:
+        super().__init__(
+            reason="PortTaken",
+            message=f"the ports chosen for {component} are used by another program",
+            hint="gpufleet down; gpufleet up",
+        )
+        self.component = component
+
+
+class Wait:
+    """One wait for a fleet, bounded by `timeout_s` from its creation."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        progress: Progress,
+        *,
+        timeout_s: float,
+        supervisor: subprocess.Popen[bytes] | None = None,
+    ) -> None:
+        self._layout = layout
+        self._progress = progress
+        self._supervisor = supervisor
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+
+    async def until_ready(self, nodes: int) -> None:
+        """Return once everything works and `nodes` nodes are Ready. Raises GpufleetError."""
+        await self._until(self._api_answers, "starting the control plane")
+        config = load_config(str(self._layout.kubeconfig))
+        async with Client(config, user_agent="gpufleet-up") as client:
+            what = "applying custom resources and priority classes"
+            await self._until(lambda: self._applied(client), what)
+            await self._until(lambda: self._nodes_ready(client, nodes), "waiting for nodes", poll_s=0.3)
+            await self._until(self._all_answer, "waiting for the scheduler and the controller manager")
+
+    async def _applied(self, client: Client) -> bool:
+        """The API server may still be restarting when a new supervisor takes over."""
+        try:
+            await apply_builtin(client)
+        except Unreachable:
+            return False
+        write_atomic(self._layout.objects_applied, b"")
+        return True
+
+    async def _api_answers(self) -> bool:
+        said = read_supervisor_state(self._layout)
+        if said is None or said.revision != self._layout.revision():
+            return False
+        component = observe(self._layout).component(API_SERVER)
+        return component is not None and component.answering
+
+    async def _all_answer(self) -> bool:
+        state = observe(self._layout)
+        return state.supervised and all(component.answering for component in state.components)
+
+    async def _nodes_ready(self, client: Client, wanted: int) -> bool:
+        try:
+            nodes = (await client.list(NODES, type=Node, resource_version="0")).items
+        except Unreachable:
+            return False
+        ready = sum(node_ready(node) for node in nodes)
+        self._progress.work("waiting for nodes to be Ready", min(ready, wanted), wanted)
+        return ready >= wanted
+
+    async def _until(
+        self, condition: Callable[[], Awaitable[bool]], what: str, *, poll_s: float = 0.1
+    ) -> None:
+        self._progress.work(what)
+        while not await condition():
+            self._check_alive()
+            if time.monotonic() > self._deadline:
+                raise self._too_slow(what)
+            await asyncio.sleep(poll_s)
+
+    def _check_alive(self) -> None:
+        """Raise when waiting is pointless."""
+        if self._supervisor is not None and self._supervisor.poll() is not None:
+            raise self._failed(SUPERVISOR, self._supervisor.returncode)
+        for component in observe(self._layout).components:
+            if component.ready_once or component.state != "backoff":
+                continue
+            if component.restarts >= HOPELESS_AFTER or self._port_taken(component.name):
+                raise self._failed(component.name, component.last_exit)
+
+    def _failed(self, name: str, code: int | None) -> GpufleetError:
+        if self._port_taken(name):
+            return PortTakenError(name)
+        said = "\n".join(f"    {line}" for line in tail(self._layout.log(name)))
+        return GpufleetError(
+            reason="ComponentFailed",
+            message=f"{name} keeps ending ({_exit_words(code)}); its last words:\n{said or '    (none)'}",
+            hint=f"read {self._layout.log(name)}, then run gpufleet up again",
+        )
+
+    def _port_taken(self, name: str) -> bool:
+        return any(_PORT_TAKEN in line for line in tail(self._layout.log(name), lines=20))
+
+    def _too_slow(self, what: str) -> GpufleetError:
+        behind = laggards(observe(self._layout))
+        names = ", ".join(f"{one.name} ({one.state})" for one in behind)
+        logs = self._layout.log(behind[0].name) if behind else self._layout.logs
+        return GpufleetError(
+            reason="Timeout",
+            message=f"the fleet was not ready within {self._timeout_s:.0f} s, while {what}"
+            + (f"; not answering: {names}" if names else ""),
+            hint=f"read {logs}; a slow machine may need more time: gpufleet up --timeout 600",
+        )
+
+
+def laggards(state: FleetState) -> list[ComponentState]:
+    """The components that do not answer, in the order of their start."""
+    return [component for component in state.components if not component.answering]
+
+
+def _exit_words(code: int | None) -> str:
+    if code is None:
+        return "exit code unknown"
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,74 @@
+"""Which cluster a command means.
+
+What is said on the command line wins: --kubeconfig or --context, then --name (a local fleet). Then
+$KUBECONFIG, then the local fleet `default` if it exists, then ~/.kube/config, then the pod that we run in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpufleet.fleet.errors import GpufleetError
+from gpufleet.local.layout import DEFAULT_FLEET, Layout, fleets_home, known_fleets, layout_of
+
+if TYPE_CHECKING:
+    from gpufleet.kube.config import ClusterConfig
+
+
+def choose_cluster(
+    kubeconfig: str | None,
+    context: str | None,
+    name: str | None,
+    environ: Mapping[str, str] = os.environ,
+) -> ClusterConfig:
+    """The cluster that a command talks to. Raises GpufleetError when there is none."""
+    from gpufleet.kube.config import load_config
+
+    if kubeconfig or context:
+        return load_config(kubeconfig, context, environ)
+    if name:
+        return load_config(str(existing_fleet(name, environ).kubeconfig), None, environ)
+    if not environ.get("KUBECONFIG"):
+        local = _default_fleet(environ)
+        if local is not None:
+            return load_config(str(local.kubeconfig), None, environ)
+    return load_config(None, None, environ)
+
+
+def chosen_fleet(name: str | None, environ: Mapping[str, str] = os.environ) -> Layout:
+    """The local fleet that a command means: --name, the one whose kubeconfig $KUBECONFIG names, or the
+    default.
+    """
+    if name:
+        return layout_of(name, environ)
+    named = environ.get("KUBECONFIG", "")
+    if named and os.pathsep not in named:
+        folder = Path(named).resolve().parent
+        if folder.parent == fleets_home(environ).resolve():
+            return layout_of(folder.name, environ)
+    return layout_of(DEFAULT_FLEET, environ)
+
+
+def existing_fleet(name: str | None, environ: Mapping[str, str] = os.environ) -> Layout:
+    """Like `chosen_fleet`, for commands that need the fleet to exist; raises FleetNotFound."""
+    layout = chosen_fleet(name, environ)
+    if layout.exists:
+        return layout
+    others = known_fleets(environ)
+    up = "gpufleet up" + (f" --name {layout.name}" if layout.name != DEFAULT_FLEET else "")
+    raise GpufleetError(
+        reason="FleetNotFound",
+        message=f"there is no local fleet {layout.name!r}",
+        hint=up + (f"; known fleets: {', '.join(others)} (choose with --name)" if others else ""),
+    )
+
+
+def _default_fleet(environ: Mapping[str, str]) -> Layout | None:
+    try:
+        layout = layout_of(DEFAULT_FLEET, environ)
+    except GpufleetError:
+        return None
+    return layout if layout.exists else None

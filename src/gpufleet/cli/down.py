@@ -1,0 +1,29 @@
+"""`gpufleet down`: end every process of a local fleet, and with --purge forget its state."""
+
+from __future__ import annotations
+
+import click
+
+from gpufleet.cli.cluster import chosen_fleet
+from gpufleet.cli.options import everywhere, fleet_name
+
+
+@click.command(short_help="Stop a local fleet; its state stays")
+@fleet_name
+@click.option("--purge", is_flag=True, help="Also remove the fleet's state: its objects, keys and logs.")
+@everywhere
+def command(name: str | None, purge: bool) -> None:
+    """Stop a local fleet. Its state stays, and the next `up` continues with it.
+
+    Works also when the fleet's supervisor was killed. A second `down` has nothing to do and succeeds.
+    """
+    from gpufleet.local.down import down
+
+    layout = chosen_fleet(name)
+    did = down(layout, click.echo, purge=purge)
+    if purge and did:
+        click.echo(f"fleet {layout.name} is stopped and forgotten")
+    elif did:
+        click.echo(f"fleet {layout.name} is stopped; its state stays in {layout.root}")
+    else:
+        click.echo(f"fleet {layout.name} is not running")

@@ -1,0 +1,61 @@
+"""Options that several commands share, so that they are spelled and explained the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from gpufleet.cli.app import everywhere
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+__all__ = [
+    "cluster_options",
+    "everywhere",
+    "fleet_name",
+    "namespace_option",
+    "output_option",
+    "watch_options",
+]
+
+
+def fleet_name(function: F) -> F:
+    """--name: a fleet of this machine."""
+    return click.option("--name", metavar="FLEET", help="The local fleet (default: default).")(function)
+
+
+def cluster_options(function: F) -> F:
+    """--kubeconfig, --context and --name: which cluster is meant."""
+    kubeconfig = click.option("--kubeconfig", metavar="FILE", help="The kubeconfig to use.")
+    context = click.option("--context", metavar="NAME", help="The context of the kubeconfig.")
+    return kubeconfig(context(fleet_name(function)))
+
+
+def namespace_option(function: F) -> F:
+    """-n: the namespace."""
+    return click.option(
+        "-n", "--namespace", metavar="NAMESPACE", help="The namespace (default: that of the context)."
+    )(function)
+
+
+def output_option(*forms: str) -> Callable[[F], F]:
+    """-o: the form of the output."""
+    return click.option("-o", "--output", type=click.Choice(forms), help="The form of the output.")
+
+
+def watch_options(function: F) -> F:
+    """--watch and --interval: show it again and again."""
+    watch = click.option(
+        "-w", "--watch", is_flag=True, help="Show it again whenever the interval has passed."
+    )
+    interval = click.option(
+        "--interval",
+        type=click.FloatRange(min=0.2),
+        default=2.0,
+        metavar="SECONDS",
+        show_default=True,
+        help="How often --watch looks.",
+    )
+    return watch(interval(function))

@@ -45,6 +45,7 @@ class _Series:
 
     __slots__ = (
         "action",
+        "busy",
         "count",
         "first",
         "last",
@@ -60,14 +61,14 @@ class _Series:
     def __init__(
         self,
         regarding: dict[str, str],
-        type: EventType,
+        severity: EventType,
         reason: str,
         action: str,
         note: str,
-        now: float,  # noqa: A002
+        now: float,
     ) -> None:
         self.regarding = regarding
-        self.type = type
+        self.type = severity
         self.reason = reason
         self.action = action
         self.note = note
@@ -75,6 +76,7 @@ class _Series:
         self.first = self.last = now
         self.written = 0
         self.written_at = 0.0
+        self.busy = False
         self.name = f"{regarding['name'][:MAX_NAME].rstrip('.-')}.{int(now * 1e6):x}"
 
     @property
@@ -121,12 +123,12 @@ class EventRecorder:
     def record(
         self,
         regarding: Mapping[str, Any] | Any,
-        type: EventType,
+        type: EventType,  # noqa: A002 - the field's name
         reason: str,
         action: str,
-        note: str,  # noqa: A002
+        note: str,
     ) -> None:
-        """Note that something happened to an object: a decoded struct, an object as dict, or a reference as dict.
+        """Note that something happened to an object: a decoded struct, or a dict (object or reference).
 
         `reason` is a CamelCase code, `action` what we did or tried, `note` the sentence for people.
         """
@@ -144,7 +146,7 @@ class EventRecorder:
         self._series.move_to_end(key)
         if len(self._series) > REMEMBERED:
             self._series.popitem(last=False)
-        if series.written > 1 and now - series.written_at < REWRITE_SECONDS:
+        if series.busy or (series.written > 1 and now - series.written_at < REWRITE_SECONDS):
             self._late[key] = series
         else:
             self._enqueue(key, series)
@@ -157,7 +159,7 @@ class EventRecorder:
             tasks.create_task(self._sweep())
 
     async def flush(self) -> None:
-        """Wait until all that was recorded so far is written or dropped; counts that wait their turn included."""
+        """Wait until all that was recorded so far is written or dropped, late counts included."""
         self._enqueue_late(float("inf"))
         await self._idle.wait()
 
@@ -187,13 +189,17 @@ class EventRecorder:
                     self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
-            _, series = self._pending.popitem(last=False)
+            key, series = self._pending.popitem(last=False)
             self._writing += 1
+            series.busy = True
             try:
                 await self._bucket.acquire()
                 await self._write(series)
             finally:
                 self._writing -= 1
+                series.busy = False
+            if series.written == 1 and key in self._late:
+                self._enqueue(key, series)
 
     async def _write(self, series: _Series) -> None:
         backoff = Backoff(0.2, 5.0, jitter="half")
@@ -255,7 +261,7 @@ class EventRecorder:
 
 
 def reference_to(obj: Mapping[str, Any] | Any) -> dict[str, str]:
-    """An ObjectReference for a decoded struct (whose class is named as its kind), an object or a reference."""
+    """An ObjectReference to a decoded struct (its class is named as its kind) or to an object as dict."""
     if not isinstance(obj, Mapping):
         kind = _KINDS[type(obj).__name__]
         meta = obj.metadata

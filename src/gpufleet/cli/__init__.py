@@ -6,6 +6,7 @@ that Python needs to start: click alone takes longer than that (test_cli_startup
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -21,7 +22,7 @@ def kubectl_main() -> int:
 
 def _run(program: str) -> int:
     arguments = sys.argv[1:]
-    if arguments in ([], ["--help"], ["-h"], ["help"]):
+    if arguments in ([], ["--help"], ["-h"], ["help"]) and "_GPUFLEET_COMPLETE" not in os.environ:
         return _print_overview(program)
     from gpufleet.cli.app import invoke
 
@@ -35,7 +36,5 @@ def _print_overview(program: str) -> int:
         sys.stdout.write(overview(program))
         sys.stdout.flush()
     except BrokenPipeError:
-        import os
-
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

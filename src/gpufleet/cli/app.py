@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 import gpufleet
 from gpufleet.cli import errors
@@ -43,6 +44,13 @@ class LazyGroup(click.Group):
             guess = errors.nearest(name, list(COMMANDS))
             raise UnknownCommand(name, guess, ctx)
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands from the table, because a shell that waits for Tab cannot wait for imports."""
+        found = [
+            CompletionItem(name, help=COMMANDS[name][1]) for name in COMMANDS if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def get_help(self, ctx: click.Context) -> str:
         """The overview of all commands."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import click
@@ -12,11 +12,9 @@ import click
 from gpufleet.cli.cluster import choose_cluster
 from gpufleet.cli.options import cluster_options, everywhere, namespace_option
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.kube.client import Client
-from gpufleet.kube.config import ClusterConfig
-from gpufleet.kube.kinds import PODS
-from gpufleet.kube.objects import Pod
-from gpufleet.kube.transport import Transport
+
+if TYPE_CHECKING:
+    from gpufleet.kube.config import ClusterConfig
 
 _A_WEEK_S = 7 * 24 * 3600.0
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
@@ -55,6 +53,9 @@ def command(
 
 
 async def _print(config: ClusterConfig, namespace: str, pod: str, params: dict[str, str]) -> None:
+    from gpufleet.kube.kinds import PODS
+    from gpufleet.kube.transport import Transport
+
     if not params["container"]:
         params["container"] = await _default_container(config, namespace, pod)
     transport = Transport(config, user_agent="gpufleet-logs", connections=1)
@@ -63,13 +64,18 @@ async def _print(config: ClusterConfig, namespace: str, pod: str, params: dict[s
         target = f"{PODS.path(namespace, pod, 'log')}?{urlencode(params)}"
         async with transport.stream(target, _A_WEEK_S) as chunks:
             async for chunk in chunks:
-                _write(chunk)
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
     finally:
         await transport.close()
 
 
 async def _default_container(config: ClusterConfig, namespace: str, pod: str) -> str:
     """The only container, or the one that the pod names; raises GpufleetError when it must be chosen."""
+    from gpufleet.kube.client import Client
+    from gpufleet.kube.kinds import PODS
+    from gpufleet.kube.objects import Pod
+
     async with Client(config, user_agent="gpufleet-logs", deadline=5.0) as client:
         found = await client.get(PODS, pod, namespace, type=Pod)
     names = [container.name for container in found.spec.containers]
@@ -83,8 +89,3 @@ async def _default_container(config: ClusterConfig, namespace: str, pod: str) ->
             hint=f"gpufleet logs {pod} -n {namespace} -c {names[0]}",
         )
     return names[0]
-
-
-def _write(chunk: Any) -> None:
-    sys.stdout.buffer.write(chunk)
-    sys.stdout.buffer.flush()

@@ -2,60 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Sequence
-from typing import Any
-
 import click
-import msgspec
 
 from gpufleet.cli.cluster import choose_cluster
 from gpufleet.cli.options import cluster_options, everywhere, namespace_option, output_option, watch_options
-from gpufleet.cli.output import Cell, Column, table
-from gpufleet.cli.usage import GPU, NodeUsage, PodUsage, gpus_of, nodes_of, pods_of
 from gpufleet.cli.watching import show
-from gpufleet.fleet.errors import GpufleetError
-from gpufleet.kube.client import ApiError, Client
-from gpufleet.kube.config import ClusterConfig
-from gpufleet.kube.gpunode import GPUNode
-from gpufleet.kube.kinds import GPU_NODES, NODES
-from gpufleet.kube.objects import Node
 
-GPU_COLUMNS = (
-    Column("NODE"),
-    Column("GPU", number=True),
-    Column("PRODUCT", drop=3),
-    Column("UTIL", number=True),
-    Column("MEMORY", number=True, drop=1),
-    Column("TEMP", number=True, drop=4),
-    Column("POWER", number=True, drop=5),
-    Column("HEALTH"),
-    Column("PODS"),
-    Column("MIG", wide=True),
-    Column("UUID", wide=True),
-)
-NODE_COLUMNS = (
-    Column("NODE"),
-    Column("POOL", drop=3),
-    Column("PRODUCT", drop=2),
-    Column("GPUS", number=True),
-    Column("ALLOCATED", number=True),
-    Column("FREE", number=True),
-    Column("UNHEALTHY", number=True),
-    Column("UTIL", number=True),
-    Column("MEMORY", number=True, drop=1),
-    Column("STATE"),
-)
-POD_COLUMNS = (
-    Column("NAMESPACE"),
-    Column("POD"),
-    Column("NODE", drop=1),
-    Column("GPUS"),
-    Column("UTIL", number=True),
-    Column("MEMORY", number=True),
-    Column("DEVICES", wide=True),
-)
 SORTED_BY = ("name", "util", "memory", "gpus")
 
 
@@ -89,132 +41,13 @@ def command(
     GPUs and nodes are those of the whole cluster; with -n only GPUs that pods of the namespace hold. Pods are
     those of one namespace, or of all with -A. In a pipe the columns are separated by tabs.
     """
+    from gpufleet.cli import usage_tables
+
     config = choose_cluster(kubeconfig, context, name)
     chosen = None if all_namespaces else namespace or (config.namespace if what == "pods" else None)
 
     def render() -> str:
-        gpu_nodes, nodes = asyncio.run(_read(config))
-        rows = _rows(what, gpu_nodes, nodes, chosen)
-        rows.sort(key=lambda row: _sort_key(row, sort_by))
-        return _text(what, rows, output, headers=not no_headers, watch=watch)
+        rows = usage_tables.rows(config, what, chosen, sort_by)
+        return usage_tables.text(what, rows, output, headers=not no_headers, watch=watch)
 
     show(render, watch=watch, interval_s=interval)
-
-
-Row = GPU | NodeUsage | PodUsage
-
-
-async def _read(config: ClusterConfig) -> tuple[list[GPUNode], list[Node]]:
-    async with Client(config, user_agent="gpufleet-top", deadline=5.0) as client:
-        try:
-            gpu_nodes = await client.list(GPU_NODES, type=GPUNode)
-        except ApiError as error:
-            if not error.not_found:
-                raise
-            raise GpufleetError(
-                reason="NoGPUNodes",
-                message="this cluster has no GPUNode objects, so nobody reports its GPUs",
-                hint="gpufleet must run there; a fleet on this machine: gpufleet up",
-            ) from None
-        nodes = await client.list(NODES, type=Node, resource_version="0")
-    return gpu_nodes.items, nodes.items
-
-
-def _rows(what: str, gpu_nodes: list[GPUNode], nodes: list[Node], namespace: str | None) -> list[Row]:
-    if what == "nodes":
-        return list(nodes_of(gpu_nodes, nodes))
-    if what == "pods":
-        return [pod for pod in pods_of(gpu_nodes) if namespace in (None, pod.namespace)]
-    gpus = gpus_of(gpu_nodes)
-    return [gpu for gpu in gpus if namespace is None or any(pod.namespace == namespace for pod in gpu.pods)]
-
-
-def _sort_key(row: Row, by: str) -> Any:
-    """Names as they come, numbers with the largest first."""
-    match by, row:
-        case "util", _:
-            return -row.util_percent
-        case "memory", _:
-            return -row.memory_used_mib
-        case "gpus", NodeUsage():
-            return -row.gpus
-        case "gpus", PodUsage():
-            return -len(row.devices)
-        case "gpus", GPU():
-            return -len(row.pods)
-        case _:
-            return 0
-
-
-def _text(what: str, rows: Sequence[Row], output: str | None, *, headers: bool, watch: bool) -> str:
-    if output == "json":
-        data = msgspec.to_builtins(rows)
-        return json.dumps(data, indent=None if watch else 2) + "\n"
-    if output == "yaml":
-        import yaml
-
-        return yaml.safe_dump(msgspec.to_builtins(rows), sort_keys=False)
-    if output == "name":
-        return "".join(f"{_name(row)}\n" for row in rows)
-    columns = {"gpus": GPU_COLUMNS, "nodes": NODE_COLUMNS, "pods": POD_COLUMNS}[what]
-    return table(columns, [_cells(row) for row in rows], wide=output == "wide", headers=headers)
-
-
-def _name(row: Row) -> str:
-    match row:
-        case GPU():
-            return row.uuid
-        case NodeUsage():
-            return f"node/{row.node}"
-        case PodUsage():
-            return f"pod/{row.name}"
-
-
-def _cells(row: Row) -> list[str | Cell]:
-    match row:
-        case GPU():
-            return [
-                row.node,
-                str(row.index),
-                row.product,
-                _util(row.util_percent),
-                _memory(row.memory_used_mib, row.memory_mib),
-                f"{row.temperature_c}C",
-                f"{row.power_w}W",
-                Cell("ok") if row.healthy else Cell(f"! {row.reason or 'unhealthy'}", "red"),
-                ",".join(f"{pod.namespace}/{pod.name}" for pod in row.pods) or "-",
-                row.mig or "-",
-                row.uuid,
-            ]
-        case NodeUsage():
-            return [
-                row.node,
-                row.pool or "-",
-                row.product or "-",
-                str(row.gpus),
-                str(row.allocated),
-                str(row.free),
-                Cell(str(row.unhealthy), "red" if row.unhealthy else ""),
-                _util(row.util_percent),
-                _memory(row.memory_used_mib, row.memory_mib),
-                Cell("ready") if row.ready else Cell("! not ready", "red"),
-            ]
-        case PodUsage():
-            return [
-                row.namespace,
-                row.name,
-                row.node,
-                ",".join(f"{amount}x{resource}" for resource, amount in sorted(row.resources.items())),
-                _util(row.util_percent),
-                f"{row.memory_used_mib}Mi",
-                ",".join(row.devices),
-            ]
-
-
-def _util(percent: int) -> Cell:
-    style = "dim" if percent < 10 else "green" if percent < 75 else "yellow"
-    return Cell(f"{percent}%", style)
-
-
-def _memory(used_mib: int, total_mib: int) -> str:
-    return f"{used_mib / 1024:.0f}/{total_mib / 1024:.0f}Gi"

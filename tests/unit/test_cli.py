@@ -1,0 +1,424 @@
+"""The command line's conventions: help, exit codes, errors with a remedy, output for people and for pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpufleet.cli import errors, output
+from gpufleet.cli.app import group
+from gpufleet.cli.commands import COMMANDS, EXIT_CODES, SECTIONS
+from gpufleet.cli.output import Cell, Column, table
+from gpufleet.fleet.errors import GpufleetError
+from gpufleet.kube.errors import ApiError, Unreachable
+from gpufleet.local.kubeconfig import merge_into, merged_kubeconfig
+from gpufleet.local.layout import layout_of, prepare
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command in an empty home."""
+
+    def running(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        clean = {
+            key: value for key, value in os.environ.items() if key not in ("KUBECONFIG", "XDG_STATE_HOME")
+        }
+        return subprocess.run(
+            [sys.executable, "-c", "import sys; from gpufleet.cli import main; sys.exit(main())", *arguments],
+            env={**clean, "HOME": str(tmp_path), **environ},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return running
+
+
+# ------------------------------------------------------------------------------------------------------ help
+
+
+def test_every_command_of_the_table_is_in_the_help_and_answers_help_itself(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    text = run("--help").stdout
+    assert [name for names in SECTIONS.values() for name in names] == list(COMMANDS)
+    context = click.Context(group)
+    for name in COMMANDS:
+        assert f"  {name} " in text
+        command = group.get_command(context, name)
+        assert command is not None
+        assert command.get_short_help_str(200)
+
+
+def test_every_option_is_explained() -> None:
+    context = click.Context(group)
+    for name in COMMANDS:
+        command = group.get_command(context, name)
+        assert command is not None
+        for option in command.params:
+            assert not isinstance(option, click.Option) or option.help, f"{name} {option.name}"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("help",)])
+def test_help_is_data_and_succeeds(
+    arguments: tuple[str, ...], run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: gpufleet COMMAND")
+
+
+def test_the_plugin_calls_itself_as_it_is_called() -> None:
+    code = (
+        "import sys; sys.argv = ['kubectl-gpufleet']; from gpufleet.cli import kubectl_main; kubectl_main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("Usage: kubectl gpufleet COMMAND")
+
+
+# ---------------------------------------------------------------------------------------- errors, exit codes
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (GpufleetError(reason="Whatever", message="m"), 1),
+        (click.UsageError("no such option"), 2),
+        (GpufleetError(reason="BadFleetName", message="m"), 2),
+        (ValueError("a defect"), 3),
+        (ApiError(status=403, reason="Forbidden", message="m"), 4),
+        (ApiError(status=401, reason="Unauthorized", message="m"), 4),
+        (ApiError(status=404, reason="NotFound", message="m"), 5),
+        (GpufleetError(reason="FleetNotFound", message="m"), 5),
+        (GpufleetError(reason="Timeout", message="m"), 6),
+        (Unreachable(reason="ServerTimeout", message="m"), 6),
+        (KeyboardInterrupt(), 130),
+        (errors.Terminated(), 143),
+        (BrokenPipeError(), 141),
+    ],
+)
+def test_every_kind_of_failure_has_its_exit_code(error: BaseException, code: int) -> None:
+    assert errors.exit_code(error) == code
+
+
+def test_documented_exit_codes_are_those_that_are_used() -> None:
+    used = {1, errors.USAGE, errors.DEFECT, errors.NO_ACCESS, errors.NOT_FOUND, errors.TIMEOUT}
+    assert set(EXIT_CODES) == {0, errors.INTERRUPTED} | used
+
+
+def test_an_error_says_what_happened_and_what_to_type_next(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = run("status")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == ("error[FleetNotFound]: there is no local fleet 'default'\n  hint: gpufleet up\n")
+
+
+def test_an_unknown_command_gets_the_nearest_one(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = run("staus")
+    assert done.returncode == 2
+    assert "no such command: staus; did you mean status?" in done.stderr
+
+
+def test_an_unknown_option_gets_the_nearest_one(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = run("logs", "pod", "--folow")
+    assert done.returncode == 2
+    assert "did you mean --follow?" in done.stderr
+    assert "gpufleet logs --help" in done.stderr
+
+
+def test_a_missing_argument_is_told_in_one_line(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = run("why")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error[Usage]: missing argument")
+
+
+def test_a_defect_is_one_line_and_a_traceback_only_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError) as raised:
+        _ = 1 // 0
+    assert errors.report(raised.value, "gpufleet", debug=False) == 3
+    told = capsys.readouterr().err
+    errors.report(raised.value, "gpufleet", debug=True)
+    shown = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert "--debug" in told
+    assert "Traceback" in shown
+
+
+def test_debug_may_stand_before_and_after_the_command(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    for arguments in (("--debug", "status"), ("status", "--debug")):
+        assert "Traceback" in run(*arguments).stderr
+    assert "Traceback" in run("status", GPUFLEET_DEBUG="1").stderr
+
+
+def test_a_closed_pipe_is_silent(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    code = "import sys; from gpufleet.cli import main; sys.exit(main())"
+    for arguments in ("--help", "completion bash", "version"):
+        line = f'{sys.executable} -c "{code}" {arguments} | true'
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        assert done.stderr == ""
+
+
+def test_sigterm_ends_with_a_word_and_its_code() -> None:
+    code = (
+        "import sys, os, signal; from gpufleet.cli.app import invoke, group\n"
+        "import click\n"
+        "@click.command()\n"
+        "def hang(): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "group.get_command = lambda ctx, name: hang\n"
+        "sys.exit(invoke('gpufleet', ['status']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM" in done.stderr
+
+
+# ----------------------------------------------------------------------------------------------------- output
+
+COLUMNS = (
+    Column("NODE"),
+    Column("GPU", number=True),
+    Column("PRODUCT", drop=2),
+    Column("POWER", drop=1),
+    Column("UUID", wide=True),
+)
+ROWS: list[list[str | Cell]] = [
+    ["train-1", "0", Cell("H100", "red"), "700W", "GPU-1"],
+    ["train-10", "11", "H100", "7W", "GPU-22"],
+]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Make stdout a terminal of a width."""
+
+    def become(columns: int) -> None:
+        monkeypatch.setenv("GPUFLEET_FORCE_TTY", "1")
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        monkeypatch.setenv("TERM", "xterm")
+
+    return become
+
+
+def test_a_pipe_gets_tabs_and_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "10")
+    monkeypatch.delenv("GPUFLEET_FORCE_TTY", raising=False)
+    assert table(COLUMNS, ROWS) == (
+        "NODE\tGPU\tPRODUCT\tPOWER\ntrain-1\t0\tH100\t700W\ntrain-10\t11\tH100\t7W\n"
+    )
+
+
+def test_a_terminal_gets_aligned_columns(
+    terminal: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal(80)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert table(COLUMNS, ROWS, wide=True) == (
+        "NODE      GPU  PRODUCT  POWER  UUID\n"
+        "train-1     0  H100     700W   GPU-1\n"
+        "train-10   11  H100     7W     GPU-22\n"
+    )
+
+
+def test_a_narrow_terminal_loses_the_least_important_columns_and_no_names(
+    terminal: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal(24)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert table(COLUMNS, ROWS).splitlines()[0] == "NODE      GPU  POWER"
+    terminal(5)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert table(COLUMNS, ROWS).splitlines()[2] == "train-10   11"
+
+
+def test_titles_can_be_left_out(terminal: Callable[[int], None]) -> None:
+    assert table(COLUMNS, ROWS, headers=False).startswith("train-1\t")
+    terminal(80)
+    assert "NODE" not in table(COLUMNS, ROWS, headers=False)
+
+
+@pytest.mark.parametrize(
+    ("choice", "environ", "coloured"),
+    [
+        ("auto", {}, True),
+        ("auto", {"NO_COLOR": "1"}, False),
+        ("auto", {"NO_COLOR": ""}, True),
+        ("auto", {"TERM": "dumb"}, False),
+        ("always", {"NO_COLOR": "1"}, True),
+        ("never", {}, False),
+    ],
+)
+def test_colour_follows_the_option_then_the_environment(
+    choice: str,
+    environ: dict[str, str],
+    coloured: bool,
+    terminal: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal(80)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(output, "_choice", choice)
+    assert ("\x1b[" in table(COLUMNS, ROWS)) is coloured
+
+
+def test_no_terminal_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPUFLEET_FORCE_TTY", raising=False)
+    assert "\x1b[" not in output.styled("text", "red")
+
+
+def test_version_is_told_to_programs_too(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    versions = json.loads(run("version", "-o", "json").stdout)
+    assert set(versions) == {"gpufleet", "python", "kubernetes", "platform"}
+    assert yaml.safe_load(run("version", "-o", "yaml").stdout) == versions
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_that_calls_gpufleet(
+    shell: str, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run("completion", shell)
+    assert done.returncode == 0
+    assert "_GPUFLEET_COMPLETE" in done.stdout
+
+
+# ------------------------------------------------------------------------------------- which cluster, kubeconfig
+
+
+def config_of(context: str) -> dict[str, Any]:
+    """A kubeconfig with one context."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": context, "cluster": {"server": f"https://{context}"}}],
+        "users": [{"name": context, "user": {}}],
+        "contexts": [{"name": context, "context": {"cluster": context, "user": context}}],
+        "current-context": context,
+    }
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, str]:
+    """An environment with a local fleet, a second one, a $KUBECONFIG and a ~/.kube/config, each of its own
+    server.
+    """
+    environ = {"HOME": str(tmp_path)}
+    for name in ("default", "two"):
+        layout = layout_of(name, environ)
+        prepare(layout)
+        layout.settings.write_text("{}")
+        layout.kubeconfig.write_text(yaml.safe_dump(config_of(f"fleet-{name}")))
+    (tmp_path / ".kube").mkdir()
+    (tmp_path / ".kube" / "config").write_text(yaml.safe_dump(config_of("home")))
+    (tmp_path / "named").write_text(yaml.safe_dump(config_of("named")))
+    return environ
+
+
+def server(environ: dict[str, str], **options: str | None) -> str:
+    from gpufleet.cli.cluster import choose_cluster
+
+    given = {"kubeconfig": None, "context": None, "name": None, **options}
+    return choose_cluster(given["kubeconfig"], given["context"], given["name"], environ).server
+
+
+def test_the_local_fleet_comes_before_the_users_own_kubeconfig(places: dict[str, str]) -> None:
+    assert server(places) == "https://fleet-default"
+
+
+def test_kubeconfig_of_the_environment_comes_before_the_local_fleet(places: dict[str, str]) -> None:
+    named = {**places, "KUBECONFIG": f"{places['HOME']}/named"}
+    assert server(named) == "https://named"
+
+
+def test_what_is_said_on_the_command_line_comes_first(places: dict[str, str]) -> None:
+    named = {**places, "KUBECONFIG": f"{places['HOME']}/named"}
+    assert server(named, name="two") == "https://fleet-two"
+    assert server(named, kubeconfig=f"{places['HOME']}/.kube/config") == "https://home"
+    assert server(places, context="home") == "https://home"
+
+
+def test_without_local_fleet_the_users_own_kubeconfig_is_used(places: dict[str, str]) -> None:
+    layout_of("default", places).settings.unlink()
+    assert server(places) == "https://home"
+
+
+def test_a_fleet_that_does_not_exist_is_told_with_those_that_do(places: dict[str, str]) -> None:
+    with pytest.raises(GpufleetError) as raised:
+        server(places, name="three")
+    assert raised.value.reason == "FleetNotFound"
+    assert "gpufleet up --name three" in raised.value.hint
+    assert "default, two" in raised.value.hint
+
+
+def test_kubeconfig_of_a_fleet_names_that_fleet(places: dict[str, str]) -> None:
+    from gpufleet.cli.cluster import chosen_fleet
+
+    two = layout_of("two", places)
+    assert chosen_fleet(None, {**places, "KUBECONFIG": str(two.kubeconfig)}) == two
+    assert chosen_fleet(None, {**places, "KUBECONFIG": f"{places['HOME']}/named"}).name == "default"
+
+
+names = st.lists(st.sampled_from(["a", "b", "c", "gpufleet-x"]), unique=True)
+
+
+@given(names)
+def test_merging_replaces_only_entries_of_our_name_and_twice_is_once(theirs: list[str]) -> None:
+    before: dict[str, Any] = {"clusters": [], "users": [], "contexts": [], "preferences": {"colors": True}}
+    for name in theirs:
+        before = merged_kubeconfig(before, config_of(name))
+    ours = config_of("gpufleet-x")
+    merged = merged_kubeconfig(before, ours)
+    assert merged_kubeconfig(merged, ours) == merged
+    assert {entry["name"] for entry in merged["clusters"]} == {*theirs, "gpufleet-x"}
+    kept = [entry for entry in before["clusters"] if entry["name"] != "gpufleet-x"]
+    assert [entry for entry in merged["clusters"] if entry["name"] != "gpufleet-x"] == kept
+    assert merged["preferences"] == {"colors": True}
+    assert merged["current-context"] == "gpufleet-x"
+
+
+def test_merging_into_nothing_makes_a_private_file(tmp_path: Path) -> None:
+    ours = tmp_path / "ours"
+    ours.write_text(yaml.safe_dump(config_of("x")))
+    target = tmp_path / "new" / "config"
+    merge_into(target, ours)
+    assert yaml.safe_load(target.read_text()) == config_of("x")
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("content", ["- a list", "clusters: 7", "a: [", "clusters: [{}]", "\x00"])
+def test_a_kubeconfig_that_is_none_is_left_as_it_is(tmp_path: Path, content: str) -> None:
+    ours, target = tmp_path / "ours", tmp_path / "theirs"
+    ours.write_text(yaml.safe_dump(config_of("x")))
+    target.write_text(content)
+    with pytest.raises(GpufleetError) as raised:
+        merge_into(target, ours)
+    assert raised.value.reason == "KubeconfigInvalid"
+    assert target.read_text() == content
+
+
+def test_a_symbolic_link_to_a_kubeconfig_stays_one(tmp_path: Path) -> None:
+    ours, real, link = tmp_path / "ours", tmp_path / "real", tmp_path / "link"
+    ours.write_text(yaml.safe_dump(config_of("x")))
+    real.write_text(yaml.safe_dump(config_of("y")))
+    link.symlink_to(real)
+    merge_into(link, ours)
+    assert link.is_symlink()
+    assert {entry["name"] for entry in yaml.safe_load(real.read_text())["contexts"]} == {"x", "y"}

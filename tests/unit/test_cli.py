@@ -300,7 +300,7 @@ def test_completion_prints_a_script_that_calls_gpufleet(
     assert "_GPUFLEET_COMPLETE" in done.stdout
 
 
-# ------------------------------------------------------------------------------------- which cluster, kubeconfig
+# ------------------------------------------------------------------------------ which cluster, kubeconfig
 
 
 def config_of(context: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,4 +123,6 @@ def test_scripts_find_the_fields_that_they_rely_on() -> None:
     fields = {field.encode_name for field in msgspec.structs.fields(GPU)}
     assert fields >= CONTRACT
     [gpu] = gpus_of([gpu_node("n", (device(0),), held("a", "GPU-0"))])
-    assert msgspec.to_builtins(gpu)["pods"] == [{"namespace": "ml", "name": "a", "container": "main"}]
+    assert json.loads(msgspec.json.encode(gpu))["pods"] == [
+        {"namespace": "ml", "name": "a", "container": "main"}
+    ]

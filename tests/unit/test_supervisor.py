@@ -81,9 +81,16 @@ def test_a_good_answer_makes_it_running_and_a_bad_one_later_is_only_noted() -> N
     life = lifecycle.started(Life(), 7, 0)
     assert lifecycle.probed(life, False).state == "starting"
     running = lifecycle.probed(life, True)
-    assert (running.state, running.ready_once) == ("running", True)
+    assert (running.state, running.answering) == ("running", True)
     silent = lifecycle.probed(running, False)
     assert (silent.state, silent.answering) == ("running", False)
+
+
+def test_ends_without_an_answer_are_told_from_ends_after_one() -> None:
+    life = lifecycle.exited(lifecycle.started(die_after([1]), 1, 5), 1, 6)
+    assert (life.failures, life.restarts) == (2, 2)
+    assert lifecycle.probed(lifecycle.started(life, 1, 7), True).failures == 0
+    assert lifecycle.restarted_on_request(life).failures == 0
 
 
 def test_an_answer_that_comes_after_the_end_changes_nothing() -> None:

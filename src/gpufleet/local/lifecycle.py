@@ -21,8 +21,8 @@ SETTLED_S = 60.0
 class Life(msgspec.Struct, frozen=True):
     """One component now. Times are seconds of a monotonic clock; `pid` is 0 while there is no process.
 
-    `ready_once` tells a component that broke from one that never worked; `answering` is what the last probe
-    said.
+    `failures` counts ends in a row without a good answer, which tells what broke from what never worked;
+    `answering` is what the last probe said.
     """
 
     state: State = "starting"
@@ -32,7 +32,7 @@ class Life(msgspec.Struct, frozen=True):
     last_exit: int | None = None
     delay: float = 0.0
     retry_at: float = 0.0
-    ready_once: bool = False
+    failures: int = 0
     answering: bool = False
 
 
@@ -54,7 +54,7 @@ def probed(life: Life, answering: bool) -> Life:
         return life
     if not answering:
         return msgspec.structs.replace(life, answering=False)
-    return msgspec.structs.replace(life, state="running", answering=True, ready_once=True)
+    return msgspec.structs.replace(life, state="running", answering=True, failures=0)
 
 
 def exited(life: Life, code: int | None, now: float) -> Life:
@@ -67,6 +67,7 @@ def exited(life: Life, code: int | None, now: float) -> Life:
         pid=0,
         since=now,
         restarts=life.restarts + 1,
+        failures=life.failures + 1,
         last_exit=code,
         delay=delay,
         retry_at=now + delay,
@@ -76,7 +77,7 @@ def exited(life: Life, code: int | None, now: float) -> Life:
 
 def restarted_on_request(life: Life) -> Life:
     """It was ended by us to take up a change; that is no failure, so it may start at once."""
-    return msgspec.structs.replace(life, state="starting", pid=0, retry_at=0.0, answering=False)
+    return msgspec.structs.replace(life, state="starting", pid=0, failures=0, retry_at=0.0, answering=False)
 
 
 def stopped(life: Life, code: int | None) -> Life:

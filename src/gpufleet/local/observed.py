@@ -17,8 +17,8 @@ from gpufleet.local.processes import Record, read_record
 
 
 class ComponentState(msgspec.Struct, frozen=True):
-    """One component. `answering` is its last probe, `ready_once` whether any probe ever succeeded since it
-    was taken over; `last_exit` is the exit code of its last process (negative: the signal), None when
+    """One component. `answering` is what its last probe said, `failures` how often it ended in a row without
+    ever answering; `last_exit` is the exit code of its last process (negative: the signal), None when
     unknown.
     """
 
@@ -28,7 +28,7 @@ class ComponentState(msgspec.Struct, frozen=True):
     restarts: int = 0
     last_exit: int | None = None
     answering: bool = False
-    ready_once: bool = False
+    failures: int = 0
     adopted: bool = False
 
 

@@ -31,7 +31,7 @@ from gpufleet.local.observed import (
 )
 
 HOPELESS_AFTER = 3
-"""So often a component may end before it answered once."""
+"""So often in a row a component may end without having answered."""
 
 _PORT_TAKEN = "address already in use"
 
@@ -129,9 +129,9 @@ class Wait:
         if self._supervisor is not None and self._supervisor.poll() is not None:
             raise self._failed(SUPERVISOR, self._supervisor.returncode)
         for component in observe(self._layout).components:
-            if component.ready_once or component.state != "backoff":
+            if not component.failures:
                 continue
-            if component.restarts >= HOPELESS_AFTER or self._port_taken(component.name):
+            if component.failures >= HOPELESS_AFTER or self._port_taken(component.name):
                 raise self._failed(component.name, component.last_exit)
 
     def _failed(self, name: str, code: int | None) -> GpufleetError:

@@ -102,7 +102,7 @@ class Watched:
             life.restarts,
             life.last_exit,
             life.answering,
-            life.ready_once,
+            life.failures,
             self.adopted and life.pid != 0,
         )
 

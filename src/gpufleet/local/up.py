@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -79,29 +80,33 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def up(request: Request, progress: Progress, environ: Mapping[str, str] = os.environ) -> Result:
-    """Bring a fleet up and return once it is ready. Raises GpufleetError, leaving nothing half-running."""
+    """Bring a fleet up and return once it is ready.
+
+    Raises GpufleetError; a fleet that was down is then down again, one that ran runs as before.
+    """
     began = time.monotonic()
     layout = layout_of(request.name, environ)
     fleet, text, source = _chosen_fleet(layout, request)
     _check_limits()
     prepare(layout)
     with fleet_lock(layout, lambda: progress.say("waiting for another gpufleet command on this fleet")):
-        programs = _locate(progress, environ)
-        progress.work("starting")
         was_running = living_supervisor(layout) is not None
+        before = _Files.of(layout)
+        attempt = _Attempt(layout, request, progress, environ, text, source)
         try:
-            changed = _bring_up(layout, request, fleet, text, source, programs, progress)
+            changed = attempt.bring_up(fleet.nodes)
         except BaseException:
             if not was_running:
                 end_processes(layout, lambda _: None)
+            before.restore(layout)
+            if was_running:
+                _start_or_reload(layout, environ, reload=True)
             raise
     return Result(layout, fleet, was_running, changed, time.monotonic() - began)
 
 
 def _chosen_fleet(layout: Layout, request: Request) -> tuple[Fleet, str, str]:
-    """The fleet to bring up, its text and where that came from: what was asked for, the last one, the
-    default.
-    """
+    """The fleet to bring up (asked for, else the last one, else the default), its text and its source."""
     if request.fleet is None and layout.fleet_file.exists():
         settings = read_settings(layout)
         text = layout.fleet_file.read_text(encoding="utf-8")
@@ -111,89 +116,107 @@ def _chosen_fleet(layout: Layout, request: Request) -> tuple[Fleet, str, str]:
     return fleet, text, source
 
 
-def _locate(progress: Progress, environ: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    def tell(event: controlplane.BuildProgress | str) -> None:
-        if isinstance(event, str):
-            progress.say(event)
-        else:
-            progress.work(f"building {event.target}", event.done, event.total)
+class _Files(msgspec.Struct, frozen=True):
+    """What the supervisor starts from, so that a failed change can be taken back."""
 
-    return controlplane.locate(CONTROL_PLANE, progress=tell, environ=environ)
+    settings: bytes | None
+    fleet: bytes | None
 
+    @classmethod
+    def of(cls, layout: Layout) -> _Files:
+        return cls(_content(layout.settings), _content(layout.fleet_file))
 
-def _bring_up(
-    layout: Layout,
-    request: Request,
-    fleet: Fleet,
-    text: str,
-    source: str,
-    programs: Mapping[str, tuple[str, ...]],
-    progress: Progress,
-) -> bool:
-    """Write what the supervisor reads, start or reload it, wait. Whether anything had to change."""
-    for attempt in range(_ATTEMPTS_AT_PORTS):
-        settings, fresh = _settings(layout, request, source, programs, progress)
-        changed = _write_all(layout, settings, text)
-        supervisor = _start_or_reload(layout, reload=changed)
-        wait = Wait(layout, progress, timeout_s=request.timeout_s, supervisor=supervisor)
-        try:
-            asyncio.run(wait.until_ready(fleet.nodes))
-        except PortTakenError as taken:
-            if attempt == _ATTEMPTS_AT_PORTS - 1:
-                raise
-            progress.say(f"{taken.message}; choosing others")
-            end_processes(layout, lambda _: None)
-            layout.log(taken.component).unlink(missing_ok=True)
-        else:
-            return changed or fresh or supervisor is not None
-    raise AssertionError("the last attempt returns or raises")
+    def restore(self, layout: Layout) -> None:
+        for path, content in ((layout.settings, self.settings), (layout.fleet_file, self.fleet)):
+            if content is None:
+                path.unlink(missing_ok=True)
+            elif content != _content(path):
+                write_atomic(path, content)
+        settings = read_settings(layout)
+        if settings is not None:
+            kubeconfig.write_all(layout, settings.ports["api-server"])
 
 
-def _settings(
-    layout: Layout,
-    request: Request,
-    source: str,
-    programs: Mapping[str, tuple[str, ...]],
-    progress: Progress,
-) -> tuple[Settings, bool]:
-    """The settings to run with, and whether this fleet is new."""
-    kept = read_settings(layout)
-    alive = {component.name for component in observe(layout).components if component.pid}
-    ports, lost = choose_ports(kept.ports if kept else {}, ours=lambda name: _PORT_OWNERS[name] in alive)
-    for name in lost:
-        progress.say(f"another program uses the port of {name}; it moves to {ports[name]}")
-    if "api-server" in lost:
-        progress.say(f"the kubeconfig {layout.kubeconfig} was rewritten for the new port")
-    before = kept.options if kept else Options()
-    given = {
-        "bridge": request.bridge,
-        "authorization": request.authorization,
-        "unsafe_no_fsync": request.unsafe_no_fsync,
-        "extra_args": request.extra_args,
-    }
-    options = msgspec.structs.replace(before, **{k: v for k, v in given.items() if v is not None})
-    return Settings(ports, dict(programs), options, source), kept is None
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
-def _write_all(layout: Layout, settings: Settings, fleet_text: str) -> bool:
-    """Certificates, kubeconfigs, fleet file and settings; whether any of them is new or different."""
-    with file_errors(layout.root):
-        renewed = pki.ensure(layout.pki, bridge=settings.options.bridge)
-        kubeconfig.write_all(layout, settings.ports["api-server"])
-        data = fleet_text.encode()
-        same_fleet = layout.fleet_file.exists() and layout.fleet_file.read_bytes() == data
-        if not same_fleet:
-            write_atomic(layout.fleet_file, data)
-    same_settings = read_settings(layout) == settings
-    if not same_settings:
-        write_settings(layout, settings)
-    return bool(renewed) or not same_fleet or not same_settings
+class _Attempt(msgspec.Struct, frozen=True):
+    """One `up` under the lock of its fleet."""
+
+    layout: Layout
+    request: Request
+    progress: Progress
+    environ: Mapping[str, str]
+    fleet_text: str
+    fleet_source: str
+
+    def bring_up(self, nodes: int) -> bool:
+        """Write what the supervisor reads, start or reload it, wait. Whether anything had to change."""
+        programs = self._locate()
+        for attempt in range(_ATTEMPTS_AT_PORTS):
+            changed = self._write_all(self._settings(programs))
+            supervisor = _start_or_reload(self.layout, self.environ, reload=changed)
+            wait = Wait(self.layout, self.progress, timeout_s=self.request.timeout_s, supervisor=supervisor)
+            try:
+                asyncio.run(wait.until_ready(nodes))
+            except PortTakenError as taken:
+                if attempt == _ATTEMPTS_AT_PORTS - 1:
+                    raise
+                self.progress.say(f"{taken.message}; choosing others")
+                end_processes(self.layout, lambda _: None)
+            else:
+                return changed or supervisor is not None
+        raise AssertionError("the last attempt returns or raises")
+
+    def _locate(self) -> dict[str, tuple[str, ...]]:
+        def tell(event: controlplane.BuildProgress | str) -> None:
+            if isinstance(event, str):
+                self.progress.say(event)
+            else:
+                self.progress.work(f"building {event.target}", event.done, event.total)
+
+        return controlplane.locate(CONTROL_PLANE, progress=tell, environ=self.environ)
+
+    def _settings(self, programs: Mapping[str, tuple[str, ...]]) -> Settings:
+        """The settings to run with: asked for, else as before; ports that others took are replaced."""
+        kept = read_settings(self.layout)
+        alive = {component.name for component in observe(self.layout).components if component.pid}
+        ports, lost = choose_ports(kept.ports if kept else {}, ours=lambda name: _PORT_OWNERS[name] in alive)
+        for name in lost:
+            self.progress.say(f"another program uses the port of {name}; it moves to {ports[name]}")
+        if "api-server" in lost:
+            self.progress.say(f"the kubeconfig {self.layout.kubeconfig} was rewritten for the new port")
+        given = {
+            "bridge": self.request.bridge,
+            "authorization": self.request.authorization,
+            "unsafe_no_fsync": self.request.unsafe_no_fsync,
+            "extra_args": self.request.extra_args,
+        }
+        options = msgspec.structs.replace(
+            kept.options if kept else Options(), **{key: v for key, v in given.items() if v is not None}
+        )
+        return Settings(ports, dict(programs), options, self.fleet_source)
+
+    def _write_all(self, settings: Settings) -> bool:
+        """Certificates, kubeconfigs, fleet file and settings; whether any of them is new or different."""
+        layout, data = self.layout, self.fleet_text.encode()
+        with file_errors(layout.root):
+            renewed = pki.ensure(layout.pki, bridge=settings.options.bridge)
+            kubeconfig.write_all(layout, settings.ports["api-server"])
+            same_fleet = _content(layout.fleet_file) == data
+            if not same_fleet:
+                write_atomic(layout.fleet_file, data)
+        same_settings = read_settings(layout) == settings
+        if not same_settings:
+            write_settings(layout, settings)
+        return bool(renewed) or not same_fleet or not same_settings
 
 
-def _start_or_reload(layout: Layout, *, reload: bool) -> subprocess.Popen[bytes] | None:
-    """Make sure that there is a supervisor and that it knows the settings; its process if it was started
-    here.
-    """
+def _start_or_reload(
+    layout: Layout, environ: Mapping[str, str], *, reload: bool
+) -> subprocess.Popen[bytes] | None:
+    """Make sure that a supervisor runs and knows the settings; its process if it was started here."""
     running = living_supervisor(layout)
     if running is not None:
         if reload:
@@ -201,7 +224,7 @@ def _start_or_reload(layout: Layout, *, reload: bool) -> subprocess.Popen[bytes]
         return None
     argv = [sys.executable, "-P", "-m", "gpufleet.local.supervisor", "--name", layout.name]
     try:
-        return spawn(layout, SUPERVISOR, argv, os.environ)
+        return spawn(layout, SUPERVISOR, argv, environ)
     except OSError as error:
         raise GpufleetError(
             reason="CannotStartProcess",

@@ -10,6 +10,7 @@ standard library is used here, because nothing else exists yet.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,16 +158,26 @@ def install(level: str) -> None:
 
 def prepare(level: str) -> None:
     """Bring `.venv` to `level` unless it is there already."""
+    with one_at_a_time():
+        levels = (level, "dev") if level == "run" else (level,)
+        if runs("-c", "pass") and any(recorded(name) == fingerprint(name) for name in levels):
+            return
+        started = time.monotonic()
+        if not usable():
+            create()
+        install(level)
+        print(f"environment ready in {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Hold the lock of the checkout: of two makes at once, the second finds the work done."""
     checkout = os.open(ROOT, os.O_RDONLY)
-    fcntl.flock(checkout, fcntl.LOCK_EX)  # two makes at once: the second finds the work done
-    levels = (level, "dev") if level == "run" else (level,)
-    if runs("-c", "pass") and any(recorded(name) == fingerprint(name) for name in levels):
-        return
-    started = time.monotonic()
-    if not usable():
-        create()
-    install(level)
-    print(f"environment ready in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    try:
+        fcntl.flock(checkout, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(checkout)
 
 
 def main() -> None:

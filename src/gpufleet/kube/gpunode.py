@@ -9,11 +9,13 @@ seconds late and never says which container holds which GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
 
+from gpufleet.kube.crds import Column, CustomResource, Rule
+from gpufleet.kube.kinds import GPU_NODES
 from gpufleet.kube.objects.meta import APIStruct, Condition, ObjectMeta
 
 MAX_DEVICES = 64
@@ -23,7 +25,16 @@ MAX_ALLOCATIONS = 1024
 MAX_PODS_DEVICES = 64
 
 Uuid = Annotated[str, Meta(min_length=1, max_length=63, description="UUID of a GPU or of a MIG instance.")]
-Time = Annotated[str, Meta(description="RFC 3339 time.", extra_json_schema={"format": "date-time"})]
+
+
+def _keyed(*keys: str) -> dict[str, object]:
+    """A list whose items are told apart by these fields."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
+
+
+Time = Annotated[
+    str, Meta(max_length=40, description="RFC 3339 time.", extra_json_schema={"format": "date-time"})
+]
 
 
 class GPUInstance(APIStruct, frozen=True, kw_only=True):
@@ -38,6 +49,17 @@ class GPUInstance(APIStruct, frozen=True, kw_only=True):
 
 class GPUDevice(APIStruct, frozen=True, kw_only=True):
     """One GPU: identity, health, and its readings at the last report."""
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            rule="!has(self.instances) || size(self.instances) == 0 || self.?migEnabled.orValue(false)",
+            message="MIG instances exist only while MIG mode is on",
+        ),
+        Rule(
+            rule="self.healthy || (has(self.reason) && size(self.reason) > 0)",
+            message="a GPU that is not healthy needs a reason",
+        ),
+    )
 
     index: Annotated[
         int, Meta(ge=0, le=255, description="Index of the GPU on its node, as nvidia-smi counts.")
@@ -82,6 +104,10 @@ class GPUAllocation(APIStruct, frozen=True, kw_only=True):
 class GPUResource(APIStruct, frozen=True, kw_only=True):
     """One resource that the node offers to pods."""
 
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(rule="self.healthy <= self.capacity", message="more devices are healthy than exist"),
+    )
+
     name: Annotated[str, Meta(max_length=128, description="Resource name, as nvidia.com/gpu.")]
     capacity: Annotated[int, Meta(ge=0, description="Devices (or shares) that exist.")]
     healthy: Annotated[
@@ -113,7 +139,11 @@ class GPUNodeDesired(APIStruct, frozen=True, kw_only=True):
 
     quarantine: Annotated[
         tuple[Uuid, ...],
-        Meta(max_length=MAX_DEVICES, description="UUIDs of GPUs that no new pod may use."),
+        Meta(
+            max_length=MAX_DEVICES,
+            description="UUIDs of GPUs that no new pod may use.",
+            extra_json_schema={"x-kubernetes-list-type": "set"},
+        ),
     ] = ()
 
 
@@ -133,17 +163,27 @@ class GPUNodeStatus(APIStruct, frozen=True, kw_only=True):
     ] = 0
     summary: Annotated[GPUSummary | None, Meta(description="Counts of what follows.")] = None
     devices: Annotated[
-        tuple[GPUDevice, ...], Meta(max_length=MAX_DEVICES, description="The GPUs of the node, by index.")
+        tuple[GPUDevice, ...],
+        Meta(
+            max_length=MAX_DEVICES,
+            description="The GPUs of the node, by index.",
+            extra_json_schema=_keyed("uuid"),
+        ),
     ] = ()
     resources: Annotated[
         tuple[GPUResource, ...],
-        Meta(max_length=MAX_RESOURCES, description="What the node offers to pods, by resource name."),
+        Meta(
+            max_length=MAX_RESOURCES,
+            description="What the node offers to pods, by resource name.",
+            extra_json_schema=_keyed("name"),
+        ),
     ] = ()
     allocations: Annotated[
         tuple[GPUAllocation, ...],
         Meta(
             max_length=MAX_ALLOCATIONS,
             description="Which container holds which device; written before the container runs.",
+            extra_json_schema=_keyed("podUid", "container", "resource"),
         ),
     ] = ()
     started: Annotated[Time | None, Meta(description="When the agent started.")] = None
@@ -170,3 +210,19 @@ def status_patch(status: GPUNodeStatus) -> Mapping[str, object]:
         for field in msgspec.structs.fields(GPUNodeStatus)
     }
     return {"status": body}
+
+
+GPU_NODE = CustomResource(
+    kind=GPU_NODES,
+    type=GPUNode,
+    short_names=("gpun",),
+    columns=(
+        Column("Product", "string", ".status.summary.product", "Product of most GPUs."),
+        Column("GPUs", "integer", ".status.summary.gpus", "Physical GPUs."),
+        Column(
+            "Allocated", "integer", ".status.summary.allocated", "GPUs of which a container holds a part."
+        ),
+        Column("Unhealthy", "integer", ".status.summary.unhealthy", "GPUs that new pods may not use."),
+        Column("MIG", "string", ".status.summary.mig", "MIG instances, or off."),
+    ),
+)

@@ -20,6 +20,7 @@ POOL_LABEL = "gpufleet.dev/pool"
 PURPOSE_LABEL = "gpufleet.dev/purpose"
 RACK_LABEL = "gpufleet.dev/rack"
 TAINTS_ANNOTATION = "gpufleet.dev/registered-taints"
+LABELS_ANNOTATION = "gpufleet.dev/registered-labels"
 KUBELET_VERSION = "v1.37.2"
 HOST_ADDRESS = "127.0.0.1"
 POD_ADDRESSES_PER_NODE = 1024
@@ -99,16 +100,32 @@ def pod_address(machine: Machine, ordinal: int) -> str:
     return ".".join(str(number >> shift & 255) for shift in (24, 16, 8, 0))
 
 
+def pod_ordinal(machine: Machine, address: str) -> int | None:
+    """The number of the pod that has `address`, None when the address is not of this node's range."""
+    parts = address.split(".")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        return None
+    number = sum(int(part) << shift for part, shift in zip(parts, (24, 16, 8, 0), strict=True))
+    ordinal = number - _FIRST_POD_ADDRESS - machine.number * POD_ADDRESSES_PER_NODE
+    return ordinal if 0 <= ordinal < POD_ADDRESSES_PER_NODE else None
+
+
 def node_metadata(machine: Machine) -> dict[str, Any]:
-    """Labels and annotations that the node owns, for server-side apply."""
-    taints = ",".join(str(taint) for taint in machine.taints)
+    """The node without taints and status; the annotations say what the fleet file gave it.
+
+    They tell a later start what the file had set before, apart from what people and controllers did since.
+    """
+    annotations = {
+        TAINTS_ANNOTATION: ",".join(str(taint) for taint in machine.taints),
+        LABELS_ANNOTATION: ",".join(sorted(machine.labels)),
+    }
     return {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {
             "name": machine.name,
             "labels": machine.labels,
-            "annotations": {TAINTS_ANNOTATION: taints},
+            "annotations": annotations,
         },
         "spec": {"providerID": f"gpufleet://{machine.labels[FLEET_LABEL]}/{machine.name}"},
     }

@@ -7,6 +7,7 @@ plays the containers, instructions go back to them. `podlife` has the rules.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -191,7 +192,7 @@ class Over(msgspec.Struct, frozen=True):
 class Note(msgspec.Struct, frozen=True):
     """An Event for people."""
 
-    type: str
+    type: Literal["Normal", "Warning"]
     reason: str
     message: str
 

@@ -1,0 +1,121 @@
+"""`python -m gpufleet.local.simnodes`: play the nodes of a fleet until SIGTERM.
+
+The ready file is written when all nodes are registered and all pods that ran before are taken over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from gpufleet.fleet.errors import GpufleetError
+from gpufleet.kube.client import Client
+from gpufleet.kube.config import load_config
+from gpufleet.kube.process import configure_logging, serving, stop_requested
+from gpufleet.local.fleetfile import Fleet, load_fleet
+from gpufleet.local.layout import write_atomic
+from gpufleet.local.simnodes.endpoint import Endpoint, tls_context
+from gpufleet.local.simnodes.simulation import Simulation
+
+log = logging.getLogger("gpufleet.local.simnodes")
+
+_CONNECTIONS = 96
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What the process is started with. Ports may be 0: a free one is taken and the ready file names it."""
+
+    kubeconfig: str
+    fleet: str
+    state: Path
+    kubelet_cert: Path
+    kubelet_key: Path
+    client_ca: Path
+    kubelet_port: int = 0
+    metrics_port: int = 0
+    ready_file: Path | None = None
+    name: str = ""
+
+    @property
+    def fleet_name(self) -> str:
+        """The fleet's name: given, or that of its state folder."""
+        return self.name or self.state.name
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """The options of a command line; exits with a usage message when it is wrong."""
+    parser = argparse.ArgumentParser("gpufleet.local.simnodes", description=__doc__.splitlines()[0])
+    for name in ("kubeconfig", "fleet"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("state", "kubelet-cert", "kubelet-key", "client-ca"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    parser.add_argument("--kubelet-port", type=int, default=0)
+    parser.add_argument("--metrics-port", type=int, default=0)
+    parser.add_argument("--ready-file", type=Path)
+    parser.add_argument("--name", default="")
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+async def main(options: Options, stop: asyncio.Event | None = None) -> None:
+    """Play the fleet until `stop` (by default SIGTERM or SIGINT)."""
+    stop = stop or stop_requested()
+    fleet, _ = await asyncio.to_thread(load_fleet, options.fleet)
+    config = await asyncio.to_thread(load_config, options.kubeconfig)
+    async with Client(config, user_agent="gpufleet-simulated-nodes", connections=_CONNECTIONS) as client:
+        await _play(client, fleet, options, stop)
+
+
+async def _play(client: Client, fleet: Fleet, options: Options, stop: asyncio.Event) -> None:
+    simulation = Simulation(client, fleet, options.fleet_name, options.state)
+    endpoint = Endpoint(simulation.kubelets, options.state)
+    context = await asyncio.to_thread(
+        tls_context, options.kubelet_cert, options.kubelet_key, options.client_ca
+    )
+    simulation.registration.port = await endpoint.start(options.kubelet_port, context)
+    try:
+        async with serving(options.metrics_port, ready=simulation.ready.is_set) as metrics_port:
+            playing = asyncio.create_task(simulation.run())
+            announcing = asyncio.create_task(_announce(simulation, options, metrics_port))
+            stopping = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait({playing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if playing.done():
+                    playing.result()
+            finally:
+                for task in (playing, announcing, stopping):
+                    task.cancel()
+                await asyncio.gather(playing, announcing, stopping, return_exceptions=True)
+    finally:
+        await simulation.processes.close()
+        await endpoint.stop()
+
+
+async def _announce(simulation: Simulation, options: Options, metrics_port: int) -> None:
+    await simulation.ready.wait()
+    ports = {"kubelet_port": simulation.registration.port, "port": metrics_port}
+    log.info("ready", extra={"nodes": len(simulation.nodes), **ports})
+    if options.ready_file is not None:
+        await asyncio.to_thread(write_atomic, options.ready_file, msgspec.json.encode(ports))
+
+
+def run() -> int:
+    """The command: 0 after a stop, 1 for an error that its message explains."""
+    configure_logging()
+    options = parse(sys.argv[1:])
+    try:
+        uvloop.run(main(options))
+    except GpufleetError as error:
+        log.critical("%s", error.message, extra={"reason": error.reason, "hint": error.hint})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

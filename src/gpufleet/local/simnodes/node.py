@@ -1,0 +1,151 @@
+"""One simulated node: its devices, its pods, and whether it takes one more.
+
+State without I/O. The kubelets (`kubelets`) tell it what happens and write what it says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from gpufleet.devices import report
+from gpufleet.devices.simulated import Holder, NodeDevices, Shortage
+from gpufleet.fleet.nodes import Node
+from gpufleet.fleet.pods import Pod
+from gpufleet.fleet.quantities import resource_amount
+from gpufleet.kube import objects
+from gpufleet.kube.gpunode import GPUAllocation, GPUNode
+from gpufleet.kube.values import node_value, pod_value
+from gpufleet.local.simnodes.admission import Rejection, device_claims, device_rejection, refuses
+from gpufleet.local.simnodes.machines import POD_ADDRESSES_PER_NODE, Machine, pod_address, pod_ordinal
+
+FAULTS_ANNOTATION = "gpufleet.dev/sim-unhealthy"
+_FAULT = re.compile(r"(\d+)(?:=([^,]*))?")
+
+
+def parse_faults(text: str) -> dict[int, str]:
+    """Faults by GPU index of `0=Xid79,3`; parts that say nothing are left out."""
+    matches = (_FAULT.fullmatch(part.strip()) for part in text.split(","))
+    return {int(match[1]): match[2] or "Unhealthy" for match in matches if match}
+
+
+class SimulatedNode:
+    """A node. `present` says whether its Node object exists."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.devices: NodeDevices = machine.devices
+        self.present = False
+        self.uid = ""
+        self.generation = 0
+        self.recording: set[str] = set()
+        """Pods whose devices are not on record yet."""
+        self._value = Node(machine.name, machine.labels, self._capacity())
+        self._pods: dict[str, Pod] = {}
+        self._addresses: dict[str, int] = {}
+        self._next = 0
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.machine.name
+
+    @property
+    def pods(self) -> Iterable[str]:
+        """The uids of the pods that count on the node."""
+        return self._pods.keys()
+
+    def observe(self, node: objects.Node | None) -> None:
+        """Take over what the Node object says: labels and taints that others may have set."""
+        self.present = node is not None
+        if node is not None:
+            self.uid = node.metadata.uid
+            seen = node_value(node)
+            self._value = Node(self.name, seen.labels, self._capacity(), seen.taints, seen.unschedulable)
+
+    def obey(self, gpu_node: GPUNode) -> bool:
+        """Take over faults and quarantine; whether the health of a device changed by that."""
+        self.generation = gpu_node.metadata.generation
+        faults = parse_faults(gpu_node.metadata.annotations.get(FAULTS_ANNOTATION, ""))
+        before = self.devices
+        self.devices = before.with_health(faults, gpu_node.spec.desired.quarantine)
+        return self.devices != before
+
+    def restore(self, recorded: tuple[GPUAllocation, ...], now: float) -> None:
+        """Take over the allocations on record."""
+        self.devices = report.restored(self.devices, recorded, now)
+
+    def admit(self, pod: objects.Pod, now: float) -> Rejection | None:
+        """Take a pod: count it and give it its devices. Nothing changes when it is refused."""
+        value = pod_value(pod)
+        others = [other for uid, other in self._pods.items() if uid != value.uid]
+        refusal = refuses(value, self._value, others) or self.allocate(pod, now)
+        if refusal is None:
+            self._pods[value.uid] = value
+        return refusal
+
+    def keep(self, pod: objects.Pod) -> None:
+        """Count a pod that runs here already, or whose resources changed."""
+        self._pods[pod.metadata.uid] = pod_value(pod)
+
+    def allocate(self, pod: objects.Pod, now: float) -> Rejection | None:
+        """Give a pod its devices, unless it holds them; None when it has what it asks for."""
+        uid, claims = pod.metadata.uid, device_claims(pod)
+        if not claims or self.devices.held(uid):
+            return None
+        holder = Holder(pod.metadata.namespace, pod.metadata.name, uid)
+        after = self.devices.allocate(holder, claims, now)
+        if isinstance(after, Shortage):
+            healthy = {offer.resource: offer.healthy for offer in self.devices.offers()}
+            return device_rejection(after, healthy.get(after.resource, 0), self._in_use(after.resource))
+        self.devices = after
+        self.recording.add(uid)
+        return None
+
+    def release(self, uid: str, now: float) -> bool:
+        """Stop counting a pod and free its devices and address; whether it held devices."""
+        self._pods.pop(uid, None)
+        self._addresses.pop(uid, None)
+        self.recording.discard(uid)
+        before = self.devices
+        self.devices = before.release(uid, now)
+        return self.devices is not before
+
+    def resize_refusal(self, pod: objects.Pod) -> Rejection | None:
+        """Why the resources that a running pod asks for now cannot be granted beside the others."""
+        value = pod_value(pod)
+        others = [other for uid, other in self._pods.items() if uid != value.uid]
+        return refuses(value, self._value, others)
+
+    def can_ever_grant(self, pod: objects.Pod) -> bool:
+        """Whether the pod's resources would fit on the empty node."""
+        return refuses(pod_value(pod), self._value, []) is None
+
+    def held(self, uid: str, container: str) -> tuple[str, ...]:
+        """The UUIDs that a container of a pod holds."""
+        holdings = self.devices.held(uid)
+        return tuple(uuid for one in holdings if one.container == container for uuid in one.devices)
+
+    def address(self, pod: objects.Pod) -> str:
+        """The next free address of the node for a pod; empty when the range is used up."""
+        taken = set(self._addresses.values())
+        for step in range(POD_ADDRESSES_PER_NODE):
+            ordinal = (self._next + step) % POD_ADDRESSES_PER_NODE
+            if ordinal not in taken:
+                self._next = ordinal + 1
+                self._addresses[pod.metadata.uid] = ordinal
+                return pod_address(self.machine, ordinal)
+        return ""
+
+    def reserve(self, pod: objects.Pod) -> None:
+        """Keep the address that a pod has already."""
+        ordinal = pod_ordinal(self.machine, pod.status.pod_ip)
+        if ordinal is not None:
+            self._addresses[pod.metadata.uid] = ordinal
+
+    def _in_use(self, resource: str) -> int:
+        return sum(len(holding.ids) for holding in self.devices.holdings if holding.resource == resource)
+
+    def _capacity(self) -> Mapping[str, int]:
+        plain = {name: resource_amount(name, text) for name, text in self.machine.capacity.items()}
+        return plain | {offer.resource: offer.healthy for offer in self.devices.offers()}

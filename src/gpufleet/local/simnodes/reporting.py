@@ -1,0 +1,237 @@
+"""What simulated nodes write: pod statuses, and device records in `GPUNode`.
+
+A record comes before what it records: containers start when their devices stand in GPUNode.status. Records
+of one node are gathered for a moment, and a status that is about to change again is held back, so that a pod
+costs about two writes from binding to Ready.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from gpufleet.devices import report
+from gpufleet.kube.client import ApiError, Client
+from gpufleet.kube.gpunode import GPUNodeStatus, StartPhase, status_patch
+from gpufleet.kube.kinds import GPU_NODES, NODES, PODS
+from gpufleet.kube.objects import Condition, PartialObject
+from gpufleet.kube.times import format_time
+from gpufleet.kube.workqueue import WorkQueue
+from gpufleet.local.simnodes import metrics
+from gpufleet.local.simnodes.node import SimulatedNode
+from gpufleet.local.simnodes.podstate import PodRun, phase_of
+from gpufleet.local.simnodes.podstatus import Reported, is_settled, pod_status, reported_by, reported_in
+from gpufleet.local.simnodes.workers import Workers
+
+HOLD_BACK_S = 1.5
+GATHER_S = 0.04
+STATUS_WRITERS = 32
+RECORD_WRITERS = 16
+
+
+class _Written(msgspec.Struct, frozen=True):
+    """What a pod's status was last said to be: a digest, our conditions, and whether the pod ran."""
+
+    digest: int
+    reported: Mapping[str, Reported]
+    phase: str
+
+
+class StatusWriter:
+    """Writes the status of pods; `lookup` finds a pod by uid."""
+
+    def __init__(
+        self,
+        client: Client,
+        lookup: Callable[[str], PodRun | None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._lookup = lookup
+        self._clock = clock
+        self._queue: WorkQueue[str] = WorkQueue()
+        self._written: dict[str, _Written] = {}
+        self.workers = Workers(self._queue, self._write, concurrency=STATUS_WRITERS, what="pod status")
+
+    def changed(self, run: PodRun, *, patient: bool) -> None:
+        """Write the pod's status, at once or (`patient`) after it had a moment to settle."""
+        if run.stage == "recording" and not run.deleting:
+            return
+        if patient and not is_settled(run):
+            self._queue.add_after(run.uid, HOLD_BACK_S)
+        else:
+            self._queue.add(run.uid)
+
+    def assume(self, run: PodRun) -> None:
+        """Take the pod's object to say already what we would write now."""
+        reported = reported_by(run.pod)
+        body = pod_status(run, reported, self._clock())
+        self._written[run.uid] = _Written(_digest(body), reported, phase_of(run))
+
+    def doubt(self, run: PodRun) -> None:
+        """Somebody else changed what we wrote: write it again."""
+        if self._written.pop(run.uid, None) is not None:
+            self._queue.add(run.uid)
+
+    def forget(self, uid: str) -> None:
+        """The pod's object is gone."""
+        self._written.pop(uid, None)
+
+    def last_ready(self, uid: str) -> str | None:
+        """The status of the condition Ready that was last written."""
+        written = self._written.get(uid)
+        return written.reported.get("Ready", ("", ""))[0] if written else None
+
+    async def _write(self, uid: str) -> None:
+        run = self._lookup(uid)
+        if run is None:
+            return
+        before = self._written.get(uid)
+        body = pod_status(run, before.reported if before else reported_by(run.pod), self._clock())
+        digest, meta = _digest(body), run.pod.metadata
+        try:
+            if before is None or before.digest != digest:
+                patch = {"metadata": {"uid": uid}, "status": body}
+                await self._patch(meta.namespace, meta.name, patch)
+                self._written[uid] = _Written(digest, reported_in(body), phase_of(run))
+                self._observe(run, before)
+            if run.over and run.deleting:
+                await self._client.delete(PODS, meta.name, meta.namespace, uid=uid, grace=0, missing_ok=True)
+        except ApiError as error:
+            if not (error.not_found or error.conflict):
+                raise
+
+    async def _patch(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
+        await self._client.patch(
+            PODS, name, patch, namespace, strategy="strategic", subresource="status", type=PartialObject
+        )
+        metrics.STATUS_PATCHES.inc()
+
+    def _observe(self, run: PodRun, before: _Written | None) -> None:
+        if phase_of(run) == "Running" and (before is None or before.phase == "Pending"):
+            metrics.POD_START.observe(self._clock() - run.accepted_at)
+
+
+def _digest(body: Mapping[str, Any]) -> int:
+    return hash(msgspec.json.encode(body))
+
+
+class RecordWriter:
+    """Writes what each node's devices are and who holds them; `recorded(uid)` hears of a pod on record."""
+
+    def __init__(
+        self,
+        client: Client,
+        nodes: Mapping[str, SimulatedNode],
+        recorded: Callable[[str], None],
+        started: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._nodes = nodes
+        self._recorded = recorded
+        self._started = started
+        self._clock = clock
+        self._queue: WorkQueue[str] = WorkQueue()
+        self._last: dict[str, GPUNodeStatus] = {}
+        self.workers = Workers(self._queue, self._write, concurrency=RECORD_WRITERS, what="device record")
+
+    def changed(self, node: str) -> None:
+        """Write the node's record, together with what else happens in the next moment."""
+        self._queue.add_after(node, GATHER_S)
+
+    def refresh(self, node: SimulatedNode) -> None:
+        """Write the node's record if its readings have moved."""
+        last = self._last.get(node.name)
+        if last is None or _moved(last, report.device_status(node.devices, self._clock())):
+            self._queue.add(node.name)
+
+    async def _write(self, name: str) -> None:
+        node = self._nodes[name]
+        if not node.present:
+            return
+        pending, status = frozenset(node.recording), self._status(node)
+        try:
+            await self._patch(name, status)
+        except ApiError as error:
+            if not error.not_found:
+                raise
+            await create_gpu_node(self._client, node)
+            await self._patch(name, status)
+        before = self._last.get(name)
+        self._last[name] = status
+        if before is not None and before.resources != status.resources:
+            await self._offer(node, before, status)
+        for uid in pending & node.recording:
+            node.recording.discard(uid)
+            self._recorded(uid)
+
+    async def _patch(self, name: str, status: GPUNodeStatus) -> None:
+        await self._client.patch(
+            GPU_NODES, name, status_patch(status), subresource="status", type=PartialObject
+        )
+        metrics.RECORDS.inc()
+
+    async def _offer(self, node: SimulatedNode, before: GPUNodeStatus, status: GPUNodeStatus) -> None:
+        """Tell the Node object too, as a kubelet does when a device plugin reports a change of health."""
+        gone: dict[str, str | None] = {one.name: None for one in before.resources}
+        capacity = gone | {one.name: str(one.capacity) for one in status.resources}
+        allocatable = gone | {one.name: str(one.healthy) for one in status.resources}
+        patch = {"status": {"capacity": capacity, "allocatable": allocatable}}
+        await self._client.patch(
+            NODES, node.name, patch, strategy="strategic", subresource="status", type=PartialObject
+        )
+
+    def _status(self, node: SimulatedNode) -> GPUNodeStatus:
+        now, devices = self._clock(), report.device_status(node.devices, self._clock())
+        last = self._last.get(node.name)
+        phases = last.phases if last else _phases(self._started, now)
+        conditions = last.conditions if last else (_ready(now),)
+        return msgspec.structs.replace(
+            devices,
+            observed_generation=node.generation,
+            started=format_time(self._started),
+            phases=phases,
+            conditions=conditions,
+        )
+
+
+def _phases(started: float, now: float) -> tuple[StartPhase, ...]:
+    times = (("Registered", started), ("DevicesReady", now), ("Ready", now))
+    return tuple(StartPhase(name=name, time=format_time(at)) for name, at in times)
+
+
+def _ready(now: float) -> Condition:
+    return Condition(
+        type="Ready",
+        status="True",
+        reason="AgentReady",
+        message="the simulated agent reports",
+        last_transition_time=format_time(now),
+    )
+
+
+def _moved(last: GPUNodeStatus, now: GPUNodeStatus) -> bool:
+    """Whether a reading differs by more than people care about."""
+    if len(last.devices) != len(now.devices):
+        return True
+    for old, new in zip(last.devices, now.devices, strict=True):
+        if abs(old.util_percent - new.util_percent) > 10 or abs(old.temperature_c - new.temperature_c) > 4:
+            return True
+        if abs(old.memory_used_mib - new.memory_used_mib) > old.memory_mib // 50:
+            return True
+    return False
+
+
+async def create_gpu_node(client: Client, node: SimulatedNode) -> None:
+    """Create the empty GPUNode of a node, owned by its Node, unless it exists."""
+    owner = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}
+    body = {"metadata": {"name": node.name, "ownerReferences": [owner]}, "spec": {}}
+    try:
+        await client.create(GPU_NODES, body, type=PartialObject)
+    except ApiError as error:
+        if not error.already_exists:
+            raise

@@ -1,0 +1,131 @@
+"""All that plays the nodes of one fleet, built and connected; `run` registers, takes over, and plays."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from gpufleet.kube.client import Client, Unreachable
+from gpufleet.kube.events import EventRecorder
+from gpufleet.kube.gpunode import GPUNode
+from gpufleet.kube.informers import Change, Informer
+from gpufleet.kube.kinds import GPU_NODES, NODES, PODS
+from gpufleet.kube.objects import Node, Pod
+from gpufleet.local.fleetfile import Fleet
+from gpufleet.local.simnodes import metrics
+from gpufleet.local.simnodes.kubelets import Kubelets, Runtimes
+from gpufleet.local.simnodes.machines import FLEET_LABEL, machines
+from gpufleet.local.simnodes.node import SimulatedNode
+from gpufleet.local.simnodes.podstate import phase_of
+from gpufleet.local.simnodes.process_runtime import ProcessRuntime
+from gpufleet.local.simnodes.provisioner import Provisioner
+from gpufleet.local.simnodes.registration import LARGE_FLEET, Registration
+from gpufleet.local.simnodes.reporting import RecordWriter, StatusWriter
+from gpufleet.local.simnodes.runtimes import ModelledRuntime
+
+log = logging.getLogger("gpufleet.local.simnodes")
+
+_RETRY_S = 1.0
+
+
+class Simulation:
+    """Everything that plays the nodes of one fleet."""
+
+    def __init__(self, client: Client, fleet: Fleet, name: str, state: Path) -> None:
+        self.name = name
+        self.nodes = {machine.name: SimulatedNode(machine) for machine in machines(fleet, name)}
+        self.recorder = EventRecorder(client, "gpufleet.dev/simulated-kubelet", name)
+        self.kubelets = Kubelets(self.nodes, fleet.simulation, self.recorder)
+        self.processes = ProcessRuntime(client, state, self.kubelets.tell, self.kubelets.allocatable)
+        self.statuses = StatusWriter(client, self.kubelets.lookup)
+        self.records = RecordWriter(client, self.nodes, self.kubelets.recorded, time.time())
+        self.kubelets.statuses, self.kubelets.records = self.statuses, self.records
+        modelled = ModelledRuntime(fleet.simulation, self.kubelets.tell)
+        self.kubelets.runtimes = Runtimes(modelled, self.processes)
+        self.registration = Registration(client, self.nodes)
+        self.provisioner = Provisioner(client)
+        ours = f"{FLEET_LABEL}={name}"
+        self.node_informer = Informer(client, NODES, Node, labels=ours)
+        self.gpu_informer = Informer(client, GPU_NODES, GPUNode)
+        self.pod_informer = Informer(client, PODS, Pod, fields="spec.nodeName!=")
+        self.ready = asyncio.Event()
+
+    async def run(self) -> None:
+        """Register, take over, play; until cancelled."""
+        await self.processes.open()
+        await _persistently(lambda: self.registration.register(self.name))
+        async with asyncio.TaskGroup() as tasks:
+            informers = (self.node_informer, self.gpu_informer, self.pod_informer)
+            every: tuple[Informer[Any], ...] = (*informers, *self.provisioner.informers)
+            for informer in every:
+                tasks.create_task(informer.run())
+            for one in informers:
+                await one.synced()
+            self._take_over()
+            for work in (
+                self.recorder.run,
+                self.statuses.workers.run,
+                self.records.workers.run,
+                self.provisioner.workers.run,
+                self.registration.renew_leases,
+                self._heartbeat,
+                self._refresh,
+            ):
+                tasks.create_task(work())
+            await self.processes.end_strays()
+            gc.collect()
+            gc.freeze()
+            self.ready.set()
+
+    def _take_over(self) -> None:
+        self.kubelets.take_over(self.pod_informer.items().values(), self.gpu_informer.items())
+        self.node_informer.subscribe(self.kubelets.node_changed)
+        self.node_informer.subscribe(self._heal)
+        self.gpu_informer.subscribe(self.kubelets.gpu_node_changed)
+        self.pod_informer.subscribe(self.kubelets.pod_changed)
+
+    def _heal(self, change: Change[Node]) -> None:
+        """Report Ready at once when the control plane has given a node up, as a kubelet that is back does."""
+        node = change.new
+        if node is None or change.key not in self.nodes:
+            return
+        ready = next((c.status for c in node.status.conditions if c.type == "Ready"), "Unknown")
+        if ready != "True":
+            task = asyncio.ensure_future(self.registration.heal(node))
+            task.add_done_callback(lambda done: done.exception())
+
+    async def _heartbeat(self) -> None:
+        await self.registration.heartbeat(self.node_informer.get)
+
+    async def _refresh(self) -> None:
+        """Keep readings in GPUNode fresh where they move, each node in its turn."""
+        interval = 15.0 if len(self.nodes) <= LARGE_FLEET else 120.0
+        while True:
+            for node in self.nodes.values():
+                await asyncio.sleep(interval / len(self.nodes))
+                self.records.refresh(node)
+            self._count()
+
+    def _count(self) -> None:
+        metrics.NODES.set(sum(node.present for node in self.nodes.values()))
+        counts = dict.fromkeys(("Pending", "Running", "Succeeded", "Failed"), 0)
+        for run in self.kubelets.runs():
+            counts[phase_of(run)] += 1
+        for phase, count in counts.items():
+            metrics.PODS.labels(phase).set(count)
+
+
+async def _persistently(work: Callable[[], Awaitable[None]]) -> None:
+    """Try until the API server answers."""
+    while True:
+        try:
+            await work()
+            return
+        except Unreachable as error:
+            log.warning("waiting for the API server: %s", error.message, extra={"reason": error.reason})
+            await asyncio.sleep(_RETRY_S)

@@ -42,8 +42,7 @@ async def run_rounds(one: Fleet, options: argparse.Namespace) -> list[Round]:
     """All rounds, the contenders alternating."""
     nodes = load_fleet(options.preset)[0].nodes
     async with Client(load_config(str(one.kubeconfig)), user_agent="benchmark") as client:
-        for crd in custom_resources():
-            await client.apply(CRDS, crd, field_manager="benchmark")
+        await establish(client, custom_resources())
         if options.silent_nodes:
             await create_nodes(client, nodes)
         else:

@@ -33,7 +33,8 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def cell(text: str) -> str:
     """The text of one table cell."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    return "`".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(parts))
 
 
 def cli_page() -> str:
@@ -91,7 +92,7 @@ def crds_page() -> str:
     """Every custom resource with its columns and fields."""
     return page(
         "Custom resources",
-        "`gpufleet up` and `gpufleet install` apply these. `kubectl explain` shows the same fields.",
+        "`gpufleet up` installs these. `kubectl explain` shows the same fields.",
         *(crd_block(crd) for crd in surface.custom_resources()),
     )
 
@@ -104,7 +105,7 @@ def crd_block(crd: dict[str, Any]) -> str:
     blocks = [f"## {names['kind']}"]
     for version in spec["versions"]:
         schema = version["schema"]["openAPIV3Schema"]
-        identity = f"`{spec['group']}/{version['name']}`, {spec['scope'].lower()}, `{names['plural']}`"
+        identity = f"`{spec['group']}/{version['name']}`, {spec['scope'].lower()} scoped, `{names['plural']}`"
         blocks += [schema.get("description", ""), f"{identity}, short names: {short}."]
         if columns := version.get("additionalPrinterColumns"):
             rows = [(item["name"], f"`{item['jsonPath']}`", item.get("description", "")) for item in columns]
@@ -133,8 +134,13 @@ def validations(schema: Any, path: str = "") -> Iterable[tuple[str, str, str]]:
 
 def field_table(fields: Iterable[surface.Field]) -> str:
     """Fields as a table."""
-    rows = [(f"`{f.path}`", f.type, "yes" if f.required else "", f.description) for f in fields]
-    return table(("Field", "Type", "Required", "Meaning"), rows)
+    rows = [(f"`{f.path}`", f.type, presence(f), f.description) for f in fields]
+    return table(("Field", "Type", "Default", "Meaning"), rows)
+
+
+def presence(field: surface.Field) -> str:
+    """Whether a field must be given, or what holds when it is not."""
+    return "required" if field.required else f"`{field.default}`" if field.default else ""
 
 
 def metrics_page() -> str:

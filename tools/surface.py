@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from prometheus_client.metrics import MetricWrapperBase
 import gpufleet
 
 Schema = Mapping[str, Any]
+STANDARD = (".conditions",)
+"""Fields whose content Kubernetes defines; they are named but not taken apart."""
 
 
 class Command(NamedTuple):
@@ -26,11 +29,12 @@ class Command(NamedTuple):
 
 
 class Field(NamedTuple):
-    """One field of a schema: `status.devices[].uuid`, its type with bounds, and its description."""
+    """One field of a schema: `status.devices[].uuid`, its type with bounds, its default as JSON."""
 
     path: str
     type: str
     required: bool
+    default: str
     description: str
 
 
@@ -91,7 +95,11 @@ def fields(schema: Schema, definitions: Schema, path: str = "") -> Iterator[Fiel
 def _field(path: str, schema: Schema, definitions: Schema, *, required: bool) -> Iterator[Field]:
     inner = resolve(schema, definitions)
     description = schema.get("description") or inner.get("description", "")
-    yield Field(path, type_of(schema, definitions), required, " ".join(description.split()))
+    value = schema.get("default")
+    default = json.dumps(value) if value or isinstance(value, int | float) else ""
+    yield Field(path, type_of(schema, definitions), required, default, " ".join(description.split()))
+    if path.endswith(STANDARD):
+        return
     items, values = inner.get("items"), inner.get("additionalProperties")
     if isinstance(items, Mapping):
         yield from fields(items, definitions, f"{path}[]")
@@ -122,12 +130,13 @@ def type_of(schema: Schema, definitions: Schema) -> str:
     if kind == "object" and isinstance(inner.get("additionalProperties"), Mapping):
         return "map to " + type_of(inner["additionalProperties"], definitions)
     if "anyOf" in inner:
-        return " or ".join(type_of(branch, definitions) for branch in inner["anyOf"])
+        branches = [branch for branch in inner["anyOf"] if branch.get("type") != "null"]
+        return " or ".join(type_of(branch, definitions) for branch in branches)
     bounds = [inner.get(key) for key in ("minimum", "maximum")]
     text = " or ".join(kind) if isinstance(kind, list) else str(kind or "any")
     if any(bound is not None for bound in bounds):
         text += " " + "..".join("" if bound is None else str(bound) for bound in bounds)
-    return text + (f" ({inner['format']})" if "format" in inner else "")
+    return text + (f" ({inner['format']})" if inner.get("format", "int64") != "int64" else "")
 
 
 def modules() -> Iterator[Any]:

@@ -12,7 +12,7 @@ SCHEMA = {
     "required": ["name"],
     "properties": {
         "name": {"type": "string", "description": "Who."},
-        "count": {"type": "integer", "minimum": 1, "maximum": 8},
+        "count": {"type": "integer", "minimum": 1, "maximum": 8, "default": 2},
         "mode": {"enum": ["a", "b"], "description": "How."},
         "child": {"anyOf": [{"$ref": "#/$defs/Child"}, {"type": "null"}]},
         "children": {"type": "array", "items": {"$ref": "#/$defs/Child"}},
@@ -23,23 +23,29 @@ DEFINITIONS = {"Child": {"type": "object", "properties": {"age": {"type": "integ
 
 
 def test_fields_of_nested_objects_lists_and_references_are_found() -> None:
-    found = {field.path: (field.type, field.required) for field in surface.fields(SCHEMA, DEFINITIONS)}
+    found = {one.path: (one.type, one.required, one.default) for one in surface.fields(SCHEMA, DEFINITIONS)}
     assert found == {
-        "name": ("string", True),
-        "count": ("integer 1..8", False),
-        "mode": ("one of `a`, `b`", False),
-        "child": ("object", False),
-        "child.age": ("integer 0..", False),
-        "children": ("list of object", False),
-        "children[].age": ("integer 0..", False),
-        "by_name": ("map to string", False),
+        "name": ("string", True, ""),
+        "count": ("integer 1..8", False, "2"),
+        "mode": ("one of `a`, `b`", False, ""),
+        "child": ("object", False, ""),
+        "child.age": ("integer 0..", False, ""),
+        "children": ("list of object", False, ""),
+        "children[].age": ("integer 0..", False, ""),
+        "by_name": ("map to string", False, ""),
     }
+
+
+def test_what_kubernetes_defines_is_named_and_not_taken_apart() -> None:
+    conditions = {"type": "array", "items": {"type": "object", "properties": {"type": {"type": "string"}}}}
+    schema = {"properties": {"status": {"type": "object", "properties": {"conditions": conditions}}}}
+    assert [one.path for one in surface.fields(schema, {})] == ["status", "status.conditions"]
 
 
 def test_cells_keep_a_table_whole() -> None:
     assert (
-        reference.table(("A",), [("one | two\nthree <x>",)]).splitlines()[-1]
-        == "| one \\| two three &lt;x> |"
+        reference.table(("A",), [("one | two\nthree <x> `<y>`",)]).splitlines()[-1]
+        == "| one \\| two three &lt;x> `<y>` |"
     )
 
 

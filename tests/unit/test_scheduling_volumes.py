@@ -346,6 +346,10 @@ def test_pods_that_share_an_unbound_claim_stay_together_within_one_decision() ->
     assert [name for name, each in fleet.accounts.items() if second(each) is None] == ["b"]
 
 
+def test_a_selected_node_where_nothing_can_be_provisioned_is_still_out() -> None:
+    assert open_nodes(user(), fleet_of([claim(selected="b")], [volume(node="b")], [LOCAL])) == ""
+
+
 def tracked(*capacities: StorageCapacity) -> dict[str, Any]:
     driver = CSIDriver("disk.example.com", capacity_tracked=True)
     return {"csi_drivers": {driver.name: driver}, "storage_capacities": capacities}

@@ -69,14 +69,16 @@ class Provisioning:
         self._capacities = _capacities(storage_class, snapshot) if storage_class and claim.request else None
 
     def block(self, node: Node) -> Block | None:
-        """Why no volume can be made there, or None."""
+        """Why no volume is made for the claim there, or None. Capacity matters until a node is selected: from
+        then on the volume may exist already and be what has used the capacity up.
+        """
         storage_class = self._class
         if storage_class is None or storage_class.provisioner in ("", NO_PROVISIONER):
             return self._impossible
         topologies = storage_class.allowed_topologies
         if topologies and not any(term.matches(node.name, node.labels) for term in topologies):
             return self._topology
-        if self._capacities is None:
+        if self._capacities is None or self._claim.selected_node:
             return None
         largest = max(
             (_largest(c) for c in self._capacities.near(node.labels) if _serves(c, node)), default=0

@@ -150,10 +150,7 @@ class _VolumeNodes:
             block = self._settled_elsewhere(claim, node)
             if block is not None:
                 return chosen, block
-            if claim.selected_node:
-                chosen.append((claim, None))
-                continue
-            volume = stock.best(node, self._ledger.promised_volumes, taken)
+            volume = None if claim.selected_node else stock.best(node, self._ledger.promised_volumes, taken)
             if isinstance(volume, Block):
                 return chosen, volume
             if volume is not None:

@@ -24,12 +24,11 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.fleet import Fleet, fleet, report
 from benchmarks.nodes import create_nodes, wait_for_nodes
 from benchmarks.rounds import Round, measure, prepare_namespace
-from gpufleet.kube.crds import custom_resources
 
 import gpufleet
 from gpufleet.kube.client import Client
 from gpufleet.kube.config import load_config
-from gpufleet.kube.kinds import CRDS
+from gpufleet.kube.crds import custom_resources, establish
 from gpufleet.local.components import SIMULATED_NODES
 from gpufleet.local.controlplane import KUBERNETES_VERSION
 from gpufleet.local.fleetfile import load_fleet

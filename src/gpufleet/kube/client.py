@@ -250,7 +250,7 @@ class Client:
         try:
             await self._send(_Call("delete", kind.plural, "DELETE", path, body=_encode(options)))
         except ApiError as error:
-            replaced = uid is not None and error.conflict and "UID in precondition" in error.message
+            replaced = uid is not None and error.conflict and "precondition" in error.message
             if not (missing_ok and (error.not_found or replaced)):
                 raise
 

@@ -90,7 +90,7 @@ def _struct(found: types.StructType, path: tuple[type, ...]) -> Schema:
         schema["required"] = required
     rules = getattr(cls, "cel_rules", ())
     if rules:
-        schema["x-kubernetes-validations"] = msgspec.to_builtins(rules)
+        schema["x-kubernetes-validations"] = [msgspec.to_builtins(rule) for rule in rules]
     return schema
 
 

@@ -124,6 +124,10 @@ class SnapshotBuilder:
         """A pod as the snapshot has it (assumptions included), finished ones too."""
         return self._effective.get(key)
 
+    def __contains__(self, key: object) -> bool:
+        """Whether there is a pod of this key."""
+        return key in self._effective
+
     def claim(self, key: str) -> Claim | None:
         """A persistent volume claim by `namespace/name`."""
         return self._claims.get(key)

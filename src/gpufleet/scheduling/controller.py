@@ -98,7 +98,7 @@ class SchedulingController:
         """The snapshot without the pods that pause after a failed write."""
         now = time.monotonic()
         self._paused = {key: pause for key, pause in self._paused.items() if key in snapshot.unbound}
-        self._reports.keep(snapshot.unbound)
+        self._reports.keep(self._builder)
         waiting = {key for key, (_, until, _) in self._paused.items() if until > now}
         if not waiting:
             return snapshot
@@ -128,6 +128,7 @@ class SchedulingController:
     async def _bind(self, action: Bind) -> None:
         pod = action.pod
         reasons = "; ".join(reason.message for reason in action.reasons)
+        await self._reports.withdraw(pod.key)
         await self._client.bind(pod.namespace, pod.name, uid=pod.uid, node=action.node)
         metrics.BINDS.inc()
         metrics.BIND_DELAY_SECONDS.observe(max(time.time() - pod.created, 0.0))
@@ -136,8 +137,7 @@ class SchedulingController:
         self._recorder.record(_reference(pod), "Normal", "Scheduled", "Binding", note)
         log.info("bound", extra=self._about(pod, node=action.node, reasons=reasons))
         if self._reports.was_reported(pod):
-            self._reports.forget(pod.key)
-            await writes.report_bound(self._client, pod, message=reasons, now=time.time())
+            self._reports.add(Report.of_binding(pod, reasons), time.monotonic())
 
     async def _evict(self, action: Evict) -> None:
         pod = action.pod
@@ -185,28 +185,30 @@ class SchedulingController:
     async def _write_reports(self) -> None:
         while True:
             report = await self._reports.get()
-            pod = self._builder.pod(report.pod.key)
-            if pod is None or pod.uid != report.pod.uid or pod.node:
-                continue
+            written = False
             try:
-                await writes.report_pending(
-                    self._client,
-                    report.pod,
-                    reason=report.reason,
-                    code=report.code,
-                    message=report.message,
-                    now=time.time(),
-                )
+                written = await self._write_report(report)
             except NotLeader:
                 raise
             except GpufleetError as error:
-                self._reports.forget(report.pod.key)
                 log.warning("report refused", extra=self._about(report.pod, error=str(error)))
-                continue
-            self._recorder.record(
-                _reference(report.pod), "Warning", "FailedScheduling", "Scheduling", report.message
-            )
-            log.info("pending", extra=self._about(report.pod, code=report.code, reason=report.message))
+            finally:
+                self._reports.done(report, written=written)
+
+    async def _write_report(self, report: Report) -> bool:
+        now, pod = time.time(), report.pod
+        if report.bound:
+            await writes.report_bound(self._client, pod, message=report.message, now=now)
+            return True
+        current = self._builder.pod(pod.key)
+        if current is None or current.uid != pod.uid or current.node:
+            return False
+        await writes.report_pending(
+            self._client, pod, reason=report.reason, code=report.code, message=report.message, now=now
+        )
+        self._recorder.record(_reference(pod), "Warning", "FailedScheduling", "Scheduling", report.message)
+        log.info("pending", extra=self._about(pod, code=report.code, reason=report.message))
+        return True
 
     async def _refresh(self) -> None:
         """Decide at least every few seconds, so that held-back reports and elapsed pauses are looked at."""

@@ -1,7 +1,8 @@
-"""Reports about pending pods: which are worth writing, and when.
+"""Reports about pods: which are worth writing, and when.
 
 A report is written when its codes differ from the last one written for the pod; when only numbers in the
-message changed, at most every few seconds. The newest report of a pod replaces an older one that waits.
+message changed, after a pause. The newest report of a pod replaces one that waits, and a pod's reports are
+written one after the other: an older one never overtakes a newer one, nor the pod's binding.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 
 from gpufleet.fleet.plans import Unschedulable
 from gpufleet.fleet.pods import Pod
+from gpufleet.kube.workqueue import WorkQueue
 from gpufleet.scheduling.messages import condition_message
 
 SAME_CODES_SECONDS = 5.0
@@ -20,13 +22,17 @@ _LONGEST_MESSAGE = 1000
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What the pod's conditions and an Event will say. `reason` is the standard condition reason."""
+    """What the pod's conditions and an Event will say.
+
+    `reason` is the standard condition reason, `bound` says that the pod's story ended well.
+    """
 
     pod: Pod
     code: str
     reason: str
     message: str
     codes: tuple[str, ...]
+    bound: bool = False
 
     @classmethod
     def of(cls, action: Unschedulable, nodes: int) -> Report:
@@ -36,14 +42,20 @@ class Report(msgspec.Struct, frozen=True):
         message = condition_message(action.reasons, nodes)[:_LONGEST_MESSAGE]
         return cls(action.pod, code, reason, message, tuple(reason.code for reason in action.reasons))
 
+    @classmethod
+    def of_binding(cls, pod: Pod, message: str) -> Report:
+        """The report that closes the earlier ones."""
+        return cls(pod, "Bound", "Bound", message[:_LONGEST_MESSAGE], ("Bound",), bound=True)
+
 
 class Reports:
-    """The queue of reports, newest per pod, and what was written last."""
+    """The newest report of each pod that waits to be written, and what was written last."""
 
     def __init__(self) -> None:
+        self._queue: WorkQueue[str] = WorkQueue()
         self._waiting: dict[str, Report] = {}
         self._written: dict[str, tuple[Report, float]] = {}
-        self._available = asyncio.Event()
+        self._writing: dict[str, asyncio.Event] = {}
 
     def add(self, report: Report, now: float) -> None:
         """Queue a report unless the same was written already; `now` in monotonic seconds."""
@@ -53,32 +65,45 @@ class Reports:
             if last.message == report.message:
                 self._waiting.pop(key, None)
                 return
-            if last.codes == report.codes and now - time < SAME_CODES_SECONDS:
+            if last.codes == report.codes:
+                self._waiting[key] = report
+                self._queue.add_after(key, time + SAME_CODES_SECONDS - now)
                 return
         self._waiting[key] = report
-        self._available.set()
+        self._queue.add(key)
 
-    async def get(self) -> Report:
-        """The next report to write, oldest pod first; it counts as written from here on."""
-        while not self._waiting:
-            self._available.clear()
-            await self._available.wait()
-        key = next(iter(self._waiting))
-        report = self._waiting.pop(key)
-        self._written[key] = (report, asyncio.get_running_loop().time())
-        return report
+    async def get(self, now: float | None = None) -> Report:
+        """The next report to write; whoever gets it calls `done`. It counts as written from here on."""
+        while True:
+            key = await self._queue.get()
+            report = self._waiting.pop(key, None)
+            if report is not None:
+                self._writing[key] = asyncio.Event()
+                self._written[key] = (report, asyncio.get_running_loop().time() if now is None else now)
+                return report
+            self._queue.done(key)
+
+    def done(self, report: Report, *, written: bool) -> None:
+        """The write has ended; one that failed may be queued again by the next decision."""
+        key = report.pod.key
+        self._writing.pop(key).set()
+        if not written and self._written.get(key, (None,))[0] is report:
+            del self._written[key]
+        self._queue.done(key)
+
+    async def withdraw(self, key: str) -> None:
+        """Drop what waits about a pod and wait for what is being written."""
+        self._waiting.pop(key, None)
+        writing = self._writing.get(key)
+        if writing is not None:
+            await writing.wait()
 
     def was_reported(self, pod: Pod) -> bool:
         """Whether this very pod was reported as pending."""
         last = self._written.get(pod.key)
-        return last is not None and last[0].pod.uid == pod.uid
+        return last is not None and last[0].pod.uid == pod.uid and not last[0].bound
 
-    def keep(self, pending: Container[str]) -> None:
-        """Forget every pod that is not pending any more."""
-        self._waiting = {key: report for key, report in self._waiting.items() if key in pending}
-        self._written = {key: entry for key, entry in self._written.items() if key in pending}
-
-    def forget(self, key: str) -> None:
-        """Forget what was written about a pod: it is bound, gone, or the write failed."""
-        self._written.pop(key, None)
-        self._waiting.pop(key, None)
+    def keep(self, known: Container[str]) -> None:
+        """Forget every pod that is gone."""
+        self._waiting = {key: report for key, report in self._waiting.items() if key in known}
+        self._written = {key: entry for key, entry in self._written.items() if key in known}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import enum
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -104,17 +106,22 @@ async def test_every_definition_of_gpufleet_is_established(control_plane: Contro
             assert stored == definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"], (
                 "nothing was pruned"
             )
-            spec = definition["spec"]
-            path = f"/openapi/v3/apis/{spec['group']}/{spec['versions'][0]['name']}"
-            assert described(await client.request("GET", path), spec["names"]["kind"]), (
-                "kubectl explain reads this"
-            )
+            names = definition["spec"]["names"]
+            kind = Kind(definition["spec"]["group"], "v1alpha1", names["plural"], names["kind"])
+            assert await explained(client, kind)
 
 
-def described(document: bytes, kind: str) -> str:
-    schemas = msgspec.json.decode(document)["components"]["schemas"]
-    (schema,) = [schema for name, schema in schemas.items() if name.endswith(f".{kind}")]
-    return str(schema.get("description", ""))
+async def explained(client: Client, kind: Kind) -> str:
+    """The description of a kind, from where `kubectl explain` reads it; published a moment after the kind."""
+    path = f"/openapi/v3/apis/{kind.group}/{kind.version}"
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(ApiError):
+                schemas = msgspec.json.decode(await client.request("GET", path))["components"]["schemas"]
+                for name, schema in schemas.items():
+                    if name.endswith(f".{kind.kind}"):
+                        return str(schema.get("description", ""))
+            await asyncio.sleep(0.1)
 
 
 async def test_a_struct_with_every_kind_of_field_makes_the_round_trip(
@@ -139,9 +146,7 @@ async def test_a_struct_with_every_kind_of_field_makes_the_round_trip(
         )
         made = await client.create(WIDGETS, wanted, type=Widget)
         assert made.spec == wanted.spec
-        assert "A thing to test with." in described(
-            await client.request("GET", "/openapi/v3/apis/contract.gpufleet.dev/v1alpha1"), "Widget"
-        )
+        assert "A thing to test with." in await explained(client, WIDGETS)
         blue = await client.list(WIDGETS, namespace, fields="spec.colour=blue", type=Widget)
         assert [item.metadata.name for item in blue.items] == ["w"]
 

@@ -175,4 +175,5 @@ def _explanation(
         changes,
         pod.node,
         pod.gang.name if pod.gang else "",
+        pod.uid,
     )

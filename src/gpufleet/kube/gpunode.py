@@ -47,7 +47,7 @@ class GPUInstance(APIStruct, frozen=True, kw_only=True):
     healthy: Annotated[bool, Meta(description="Whether new pods may use the instance.")]
 
 
-class GPUDevice(APIStruct, frozen=True, kw_only=True):
+class GPUDevice(APIStruct, frozen=True, kw_only=True, omit_defaults=False):
     """One GPU: identity, health, and its readings at the last report."""
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
@@ -115,7 +115,7 @@ class GPUResource(APIStruct, frozen=True, kw_only=True):
     ]
 
 
-class GPUSummary(APIStruct, frozen=True, kw_only=True):
+class GPUSummary(APIStruct, frozen=True, kw_only=True, omit_defaults=False):
     """Counts for people and printer columns."""
 
     product: Annotated[str, Meta(max_length=63, description="Product of most GPUs; empty without GPUs.")] = ""

@@ -296,14 +296,18 @@ class Kubelets:
                 self._grant_deferred(node)
 
     def _wake_at(self, tracked: Tracked, at: float) -> None:
-        """Send a Tick then; an earlier one that is due already leads to this one."""
+        """Send a Tick then; an earlier one that is waiting already leads to this one."""
         loop = asyncio.get_running_loop()
         when = loop.time() + max(0.0, at - self._clock())
         if tracked.wake is not None:
-            if loop.time() < tracked.wake.when() <= when:
+            if tracked.wake.when() <= when:
                 return
             tracked.wake.cancel()
-        tracked.wake = loop.call_at(when, self.tell, tracked.run.uid, Tick())
+        tracked.wake = loop.call_at(when, self._tick, tracked)
+
+    def _tick(self, tracked: Tracked) -> None:
+        tracked.wake = None
+        self.tell(tracked.run.uid, Tick())
 
     def _grant_deferred(self, node: SimulatedNode) -> None:
         for uid in list(node.pods):

@@ -43,7 +43,7 @@ class SimulatedNode:
         self._value = Node(machine.name, machine.labels, self._capacity())
         self._pods: dict[str, Pod] = {}
         self._addresses: dict[str, int] = {}
-        self._next = 0
+        self._next = 1
 
     @property
     def name(self) -> str:

@@ -9,7 +9,6 @@ files. A released volume with reclaim policy Delete is deleted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from gpufleet.kube.client import ApiError, Client
@@ -94,6 +93,14 @@ class Provisioner:
         """What must run beside the workers."""
         return self.claims, self.classes, self.volumes
 
+    async def offer(self) -> None:
+        """Create the default storage class, unless there is one of its name."""
+        try:
+            await self._client.create(STORAGE_CLASSES, storage_class_manifest(), type=PartialObject)
+        except ApiError as error:
+            if not error.already_exists:
+                raise
+
     def _claim_changed(self, change: Change[PersistentVolumeClaim]) -> None:
         if change.new is not None:
             self._queue.add(_NO_CLAIM + change.key)
@@ -136,7 +143,7 @@ class Provisioner:
             log.info("deleted a released volume", extra={"volume": name})
 
 
-def storage_class_manifest() -> Mapping[str, Any]:
+def storage_class_manifest() -> dict[str, Any]:
     """The default storage class of a local fleet."""
     return {
         "apiVersion": "storage.k8s.io/v1",

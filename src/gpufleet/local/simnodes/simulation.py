@@ -59,6 +59,7 @@ class Simulation:
         """Register, take over, play; until cancelled."""
         await self.processes.open()
         await _persistently(lambda: self.registration.register(self.name))
+        await _persistently(self.provisioner.offer)
         async with asyncio.TaskGroup() as tasks:
             informers = (self.node_informer, self.gpu_informer, self.pod_informer)
             every: tuple[Informer[Any], ...] = (*informers, *self.provisioner.informers)

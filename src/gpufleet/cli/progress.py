@@ -13,7 +13,7 @@ _PLAIN_EVERY_S = 10.0
 
 
 class TerminalProgress(Protocol):
-    """What `local.readiness.Progress` asks for, as a context that tidies up the terminal."""
+    """What `local.progress.Progress` asks for, as a context that tidies up the terminal."""
 
     def say(self, text: str) -> None: ...
     def work(self, text: str, done: int = 0, total: int = 0) -> None: ...

@@ -6,13 +6,11 @@ they are in the API server before anything that watches them starts.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube import crds
 from gpufleet.kube.client import Client
-from gpufleet.kube.kinds import CRDS, PRIORITY_CLASSES
+from gpufleet.kube.kinds import PRIORITY_CLASSES
 
 FIELD_MANAGER = "gpufleet"
 
@@ -51,29 +49,8 @@ def priority_classes() -> list[dict[str, Any]]:
     ]
 
 
-async def apply_builtin(client: Client, *, timeout_s: float = 60.0) -> None:
+async def apply_builtin(client: Client) -> None:
     """Apply every built-in object and wait until the API server serves the custom resources."""
-    resources = crds.custom_resources()
-    for resource in resources:
-        await client.apply(CRDS, resource, field_manager=FIELD_MANAGER)
     for priority in priority_classes():
         await client.apply(PRIORITY_CLASSES, priority, field_manager=FIELD_MANAGER)
-    try:
-        async with asyncio.timeout(timeout_s):
-            for resource in resources:
-                await _established(client, resource["metadata"]["name"])
-    except TimeoutError:
-        raise GpufleetError(
-            reason="Timeout",
-            message=f"the API server did not establish gpufleet's custom resources within {timeout_s:.0f} s",
-            hint="kubectl get customresourcedefinitions; then gpufleet up",
-        ) from None
-
-
-async def _established(client: Client, name: str) -> None:
-    while True:
-        found = await client.get(CRDS, name)
-        conditions = found.get("status", {}).get("conditions", [])
-        if any(one["type"] == "Established" and one["status"] == "True" for one in conditions):
-            return
-        await asyncio.sleep(0.05)
+    await crds.establish(client, crds.custom_resources())

@@ -223,7 +223,7 @@ def _controller(layout: Layout, settings: Settings) -> Component:
 
 
 def _simulated_nodes(layout: Layout, settings: Settings) -> Component:
-    ready, serving = layout.ready_file(SIMULATED_NODES), pki.pair(layout.pki, "kubelet")
+    port, serving = settings.ports["simulated-nodes-metrics"], pki.pair(layout.pki, "kubelet")
     argv = [
         *_python("gpufleet.local.simnodes"),
         f"--kubeconfig={component_kubeconfig(layout, SIMULATED_NODES)}",
@@ -232,14 +232,13 @@ def _simulated_nodes(layout: Layout, settings: Settings) -> Component:
         f"--kubelet-cert={serving.cert}",
         f"--kubelet-key={serving.key}",
         f"--client-ca={pki.pair(layout.pki, 'ca').cert}",
-        f"--metrics-port={settings.ports['simulated-nodes-metrics']}",
-        f"--ready-file={ready}",
+        f"--metrics-port={port}",
         f"--state={layout.root}",
     ]
     return Component(
         SIMULATED_NODES,
         tuple(argv),
-        FileProbe(ready),
+        HttpProbe(port, "/readyz"),
         after=(API_SERVER,),
         needs=layout.objects_applied,
         inputs=(layout.fleet_file,),

@@ -93,6 +93,7 @@ def _unsupervised(layout: Layout, last: ComponentState) -> ComponentState:
         pid=record.pid if record and alive else None,
         state="running" if alive else "stopped",
         answering=alive and last.answering,
+        failures=0,
     )
 
 

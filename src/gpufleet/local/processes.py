@@ -42,7 +42,8 @@ class Record(msgspec.Struct, frozen=True):
         try:
             process = psutil.Process(pid)
             with process.oneshot():
-                if process.status() == psutil.STATUS_ZOMBIE:
+                # Of a program with threads the first one may be a zombie while others still hold its ports.
+                if process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1:
                     return None
                 return cls(pid, process.create_time())
         except psutil.Error:

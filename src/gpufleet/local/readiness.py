@@ -11,7 +11,6 @@ import asyncio
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import Client
@@ -29,33 +28,12 @@ from gpufleet.local.observed import (
     observe,
     read_supervisor_state,
 )
+from gpufleet.local.progress import PortTakenError, Progress
 
 HOPELESS_AFTER = 3
 """So often in a row a component may end without having answered."""
 
 _PORT_TAKEN = "address already in use"
-
-
-class Progress(Protocol):
-    """Where the one who waits sees what is going on."""
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-
-    def work(self, text: str, done: int = 0, total: int = 0) -> None:
-        """What is being done now, and how much of it when `total` is not 0."""
-
-
-class PortTakenError(GpufleetError):
-    """A component lost a race for its port: somebody bound it between our look and its start."""
-
-    def __init__(self, component: str) -> None:
-        super().__init__(
-            reason="PortTaken",
-            message=f"the ports chosen for {component} are used by another program",
-            hint="gpufleet down; gpufleet up",
-        )
-        self.component = component
 
 
 class Wait:

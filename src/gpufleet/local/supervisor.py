@@ -64,6 +64,7 @@ TICK_S = 0.1
 _PROBE_EVERY_S = 5.0
 _ADOPTION_PROBE_S = 5.0
 _CANNOT_EXECUTE = 127
+_REAP_S = 10.0
 
 
 class Watched:
@@ -270,7 +271,8 @@ class Supervisor:
         record, code = watched.record, watched.life.last_exit
         if record is not None:
             end([record], grace_s=watched.component.grace_s, reap=watched.ended)
-            code = watched.ended()[1]
+            if watched.child is not None:
+                code = watched.child.wait(_REAP_S)
             fields = {"child": record.pid, "exit": code}
             log.info("component stopped", extra={"component": watched.name, **fields})
         watched.life = lifecycle.stopped(watched.life, code)

@@ -36,7 +36,7 @@ from gpufleet.local.layout import Layout, file_errors, layout_of, prepare, write
 from gpufleet.local.locking import fleet_lock
 from gpufleet.local.observed import living_supervisor, observe
 from gpufleet.local.processes import spawn
-from gpufleet.local.readiness import PortTakenError, Progress, Wait
+from gpufleet.local.progress import PortTakenError, Progress
 from gpufleet.local.settings import Options, Settings, choose_ports, read_settings, write_settings
 
 DEFAULT_PRESET = "small"
@@ -157,6 +157,9 @@ class _Attempt(msgspec.Struct, frozen=True):
         for attempt in range(_ATTEMPTS_AT_PORTS):
             changed = self._write_all(self._settings(programs))
             supervisor = _start_or_reload(self.layout, self.environ, reload=changed)
+            # The client of Kubernetes takes a while to import; meanwhile the control plane starts.
+            from gpufleet.local.readiness import Wait
+
             wait = Wait(self.layout, self.progress, timeout_s=self.request.timeout_s, supervisor=supervisor)
             try:
                 asyncio.run(wait.until_ready(nodes))

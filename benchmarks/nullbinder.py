@@ -43,7 +43,7 @@ def scheduled_event(pod: ObjectMeta, node: str) -> dict[str, object]:
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"name": f"{pod.name}.scheduled", "namespace": pod.namespace},
+        "metadata": {"name": f"{pod.name}.{pod.uid}", "namespace": pod.namespace},
         "eventTime": now,
         "reportingController": "null-binder",
         "reportingInstance": "null-binder",

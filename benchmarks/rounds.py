@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import psutil
@@ -21,7 +21,7 @@ from benchmarks.nodes import GPUS_PER_NODE, PATIENCE_S
 from benchmarks.nullbinder import Pod
 
 from gpufleet.kube.client import Client
-from gpufleet.kube.kinds import EVENTS, NAMESPACES, PODS, SERVICE_ACCOUNTS
+from gpufleet.kube.kinds import NAMESPACES, PODS, SERVICE_ACCOUNTS
 from gpufleet.kube.objects.meta import PartialObject
 
 NAMESPACE = "bench"
@@ -83,7 +83,6 @@ def pod_body(name: str) -> bytes:
     spec = {
         "schedulerName": SCHEDULER_NAME,
         "containers": [container],
-        "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 0,
     }
     body = {
@@ -111,15 +110,18 @@ async def create_pods(client: Client, names: Sequence[str]) -> dict[str, float]:
 
 
 async def empty(client: Client) -> None:
-    """Delete the pods and Events of the namespace and wait until the pods are gone."""
-    now = json.dumps({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0}).encode()
+    """Delete the pods of the namespace and wait until they are gone; Events stay, alike for all."""
     deadline = time.monotonic() + PATIENCE_S
-    while (await client.list(PODS, NAMESPACE, type=PartialObject)).items:
+    while pods := (await client.list(PODS, NAMESPACE, type=PartialObject)).items:
         if time.monotonic() > deadline:
             raise TimeoutError("the pods of the last round do not go away")
-        await client.request("DELETE", PODS.path(NAMESPACE), body=now, timeout=60.0)
-        await asyncio.sleep(0.2)
-    await client.request("DELETE", EVENTS.path(NAMESPACE), timeout=60.0)
+        left = iter(pods)
+
+        async def worker(left: Iterator[PartialObject] = left) -> None:
+            for pod in left:
+                await client.delete(PODS, pod.metadata.name, NAMESPACE, grace=0, missing_ok=True)
+
+        await asyncio.gather(*(worker() for _ in range(CONNECTIONS)))
 
 
 def cpu_seconds(fleet: Fleet) -> dict[str, float]:
@@ -168,7 +170,7 @@ async def _bind(
         sampling.cancel()
         await asyncio.gather(watching, sampling, return_exceptions=True)
     after = cpu_seconds(fleet)
-    check_capacity(observer.node_of)
+    check_capacity(contender, observer.node_of)
     seconds = max(observer.bound_at.values()) - started
     waits = sorted(observer.bound_at[name] - created[name] for name in names)
     return Round(
@@ -183,11 +185,11 @@ async def _bind(
     )
 
 
-def check_capacity(node_of: dict[str, str]) -> None:
+def check_capacity(contender: str, node_of: dict[str, str]) -> None:
     """Raise when a node got more one-GPU pods than it has GPUs: a fast wrong scheduler is not fast."""
     node, count = Counter(node_of.values()).most_common(1)[0]
     if count > GPUS_PER_NODE:
-        raise RuntimeError(f"{count} pods of one GPU were bound to {node}, which has {GPUS_PER_NODE}")
+        raise RuntimeError(f"{contender} bound {count} pods of one GPU to {node}, which has {GPUS_PER_NODE}")
 
 
 async def prepare_namespace(client: Client) -> None:

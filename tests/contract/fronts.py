@@ -56,6 +56,7 @@ class Wire:
             writer.transport.abort()
             return
         self.opened += 1
+        await self._greet(reader, writer)
         try:
             upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
         except OSError:
@@ -65,6 +66,9 @@ class Wire:
             task = asyncio.create_task(self._pump(source, sink))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """What is said before bytes are passed on: nothing."""
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
@@ -76,6 +80,25 @@ class Wire:
         finally:
             self._writers.discard(writer)
             writer.close()
+
+
+class Tunnel(Wire):
+    """An HTTP proxy that knows CONNECT; whoever is asked for, the API server answers."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        super().__init__(config)
+        self.asked: list[str] = []
+
+    @property
+    def config(self) -> ClusterConfig:
+        """The cluster under a name that only this proxy understands."""
+        proxy = super().config.server.replace("https", "http")
+        return msgspec.structs.replace(self._config, server="https://kubernetes:1", proxy_url=proxy)
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.asked.append(head.split(b"\r\n")[0].decode())
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
 
 
 Answer = Callable[[web.Request], Awaitable[web.Response | None]]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
-from tests.contract.fronts import Front
+from tests.contract.fronts import Front, Tunnel
 from tests.contract.servers import ControlPlane, free_port
 
 from gpufleet.kube.client import ApiError, Client, Unreachable
@@ -275,3 +276,24 @@ async def test_an_untrusted_certificate_is_named_as_such(control_plane: ControlP
         assert refused.value.reason == "CertificateRejected"
     async with Client(ControlPlane.insecure(stranger)) as client:
         assert (await client.list(PODS)).resource_version
+
+
+async def test_a_proxy_is_asked_for_a_tunnel_and_the_certificate_is_the_servers(
+    control_plane: ControlPlane,
+) -> None:
+    async with Tunnel(control_plane.config) as tunnel, Client(tunnel.config) as client:
+        assert (await client.list(PODS)).resource_version
+        assert set(tunnel.asked) == {"CONNECT kubernetes:1 HTTP/1.1"}
+
+
+async def test_the_tls_server_name_is_what_the_certificate_is_checked_against(
+    control_plane: ControlPlane,
+) -> None:
+    named = msgspec.structs.replace(control_plane.config, tls_server_name="kubernetes")
+    async with Client(named) as client:
+        assert (await client.list(PODS)).resource_version
+    misnamed = msgspec.structs.replace(control_plane.config, tls_server_name="other.example")
+    async with Client(misnamed) as client:
+        with pytest.raises(Unreachable) as refused:
+            await client.list(PODS)
+        assert refused.value.reason == "CertificateRejected"

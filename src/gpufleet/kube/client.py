@@ -9,10 +9,11 @@ outlives our leadership.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 from urllib.parse import urlencode
 
@@ -318,6 +319,14 @@ class Client:
         finally:
             self._metrics.observe("watch", kind.plural, code, time.monotonic() - started)
 
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, path: str, *, params: Mapping[str, str] | None = None, seconds: float
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A GET whose body is read in chunks, for at most `seconds`: the logs of a container."""
+        async with self._transport.stream(_target(path, params or {}), seconds) as chunks:
+            yield chunks
+
     def _namespace(self, kind: Kind, namespace: str | None) -> str | None:
         return namespace or self.config.namespace if kind.namespaced else None
 
@@ -352,14 +361,15 @@ class Client:
     async def _attempt(self, call: _Call, target: str) -> Answer:
         if self._bucket is not None:
             await self._bucket.acquire()
+        guard = self._guard if call.method not in _READS else None
         async with self._slots:
-            if self._guard is not None and call.method not in _READS:
-                self._guard()
+            if guard is not None:
+                guard()
             started = time.monotonic()
             code = 0
             try:
                 answer = await self._transport.send(
-                    call.method, target, call.body, call.content_type, call.seconds
+                    call.method, target, call.body, call.content_type, call.seconds, guard
                 )
                 code = answer.code
                 return answer

@@ -210,6 +210,8 @@ class Informer(Generic[T]):
             self.resource_version = ""
         level = logging.INFO if expired and not self._failing else logging.WARNING
         delay = 0.0 if expired and not self._failing else self._backoff.next()
+        if isinstance(error, ApiError) and error.retry_after is not None:
+            delay = max(delay, error.retry_after)
         log.log(
             level,
             "%s: %s",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -94,6 +95,9 @@ def fleet(preset: str, *, kubelets: bool) -> Iterator[Fleet]:
 
     Without `kubelets` nobody renews the nodes' Leases, so the controller that taints silent nodes is off.
     """
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that nothing outlives a benchmark that is ended
     programs = controlplane.locate([*components.CONTROL_PLANE, "kube-scheduler"], progress=report)
     with tempfile.TemporaryDirectory(prefix="gpufleet-bench-") as folder:
         layout = Layout("bench", Path(os.path.realpath(folder)) / "bench")

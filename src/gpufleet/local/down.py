@@ -77,7 +77,7 @@ def _end_supervised(layout: Layout, supervisor: Record, say: Say) -> None:
     def tell() -> None:
         said = read_supervisor_state(layout)
         alive = {component.name for component in said.components if component.pid} if said else set()
-        for name in [name for name in running if name not in alive]:
+        for name in [name for name in reversed(running) if name not in alive]:
             say(f"stopped {name} (pid {running.pop(name)})")
 
     if end([supervisor], grace_s=_SUPERVISOR_GRACE_S, reap=tell, poll_s=0.05):
@@ -101,7 +101,7 @@ def _stuck(name: str, record: Record) -> GpufleetError:
 
 
 def _check_ports(layout: Layout, say: Say) -> None:
-    """Every process of ours is gone, so a port that is still open is somebody else's: say so, `up` will move."""
+    """Our processes are gone, so a port that is still open is somebody else's: say so, `up` will move."""
     settings = read_settings(layout)
     for name, port in settings.ports.items() if settings else ():
         if is_listening(port):

@@ -1,8 +1,8 @@
 """Waiting until a fleet that was started is ready, and telling early and clearly why it will not be.
 
-Ready means: every component answers, the built-in objects are served, and every node of the fleet file is
-Ready. A component that keeps ending before it ever answered will not get better by waiting: its last words
-are the error.
+Ready means: every component answers, the built-in objects are served, every node of the fleet file is Ready
+and its GPUs are reported. A component that keeps ending before it ever answered will not get better by
+waiting: its last words are the error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import Client
 from gpufleet.kube.config import load_config
 from gpufleet.kube.errors import Unreachable
-from gpufleet.kube.kinds import NODES
+from gpufleet.kube.gpunode import GPUNode
+from gpufleet.kube.kinds import GPU_NODES, NODES
 from gpufleet.kube.objects import Node
 from gpufleet.local.builtin import apply_builtin
 from gpufleet.local.components import API_SERVER, SUPERVISOR
@@ -53,14 +54,15 @@ class Wait:
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
 
-    async def until_ready(self, nodes: int) -> None:
-        """Return once everything works and `nodes` nodes are Ready. Raises GpufleetError."""
+    async def until_ready(self, nodes: int, gpus: int) -> None:
+        """Return once all works, `nodes` nodes are Ready and report `gpus` GPUs. Raises GpufleetError."""
         await self._until(self._api_answers, "starting the control plane")
         config = load_config(str(self._layout.kubeconfig))
         async with Client(config, user_agent="gpufleet-up") as client:
             what = "applying custom resources and priority classes"
             await self._until(lambda: self._applied(client), what)
             await self._until(lambda: self._nodes_ready(client, nodes), "waiting for nodes", poll_s=0.3)
+            await self._until(lambda: self._gpus_reported(client, gpus), "waiting for GPUs", poll_s=0.3)
             await self._until(self._all_answer, "waiting for the scheduler and the controller manager")
 
     async def _applied(self, client: Client) -> bool:
@@ -91,6 +93,15 @@ class Wait:
         ready = sum(node_ready(node) for node in nodes)
         self._progress.work("waiting for nodes to be Ready", min(ready, wanted), wanted)
         return ready >= wanted
+
+    async def _gpus_reported(self, client: Client, wanted: int) -> bool:
+        try:
+            reports = (await client.list(GPU_NODES, type=GPUNode, resource_version="0")).items
+        except Unreachable:
+            return False
+        found = sum(len(report.status.devices) for report in reports)
+        self._progress.work("waiting for GPUs to be reported", min(found, wanted), wanted)
+        return found >= wanted
 
     async def _until(
         self, condition: Callable[[], Awaitable[bool]], what: str, *, poll_s: float = 0.1

@@ -94,7 +94,7 @@ def up(request: Request, progress: Progress, environ: Mapping[str, str] = os.env
         before = _Files.of(layout)
         attempt = _Attempt(layout, request, progress, environ, text, source)
         try:
-            changed = attempt.bring_up(fleet.nodes)
+            changed = attempt.bring_up(fleet)
         except BaseException:
             if not was_running:
                 end_processes(layout, lambda _: None)
@@ -151,9 +151,10 @@ class _Attempt(msgspec.Struct, frozen=True):
     fleet_text: str
     fleet_source: str
 
-    def bring_up(self, nodes: int) -> bool:
+    def bring_up(self, fleet: Fleet) -> bool:
         """Write what the supervisor reads, start or reload it, wait. Whether anything had to change."""
         programs = self._locate()
+        gpus = sum(group.count * group.gpus for group in fleet.groups)
         for attempt in range(_ATTEMPTS_AT_PORTS):
             changed = self._write_all(self._settings(programs))
             supervisor = _start_or_reload(self.layout, self.environ, reload=changed)
@@ -162,7 +163,7 @@ class _Attempt(msgspec.Struct, frozen=True):
 
             wait = Wait(self.layout, self.progress, timeout_s=self.request.timeout_s, supervisor=supervisor)
             try:
-                asyncio.run(wait.until_ready(nodes))
+                asyncio.run(wait.until_ready(fleet.nodes, gpus))
             except PortTakenError as taken:
                 if attempt == _ATTEMPTS_AT_PORTS - 1:
                     raise

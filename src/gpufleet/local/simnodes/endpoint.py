@@ -138,13 +138,16 @@ class Endpoint:
         clock = await asyncio.to_thread(clock_of, folder, attempt)
         lines = lines_of(data, 0, clock or [(offset, time.time())])
         yield rendered(select(lines, options), options)
-        while options.follow and _plays(tracked, container, attempt):
-            await asyncio.sleep(_POLL_S)
+        while options.follow:
+            playing = _plays(tracked, container, attempt)
             more, after = await asyncio.to_thread(_read_from, folder.log(attempt), offset)
             if more:
                 clock = await asyncio.to_thread(clock_of, folder, attempt)
                 yield rendered(lines_of(more, offset, clock or [(after, time.time())]), options)
                 offset = after
+            if not playing:
+                return
+            await asyncio.sleep(_POLL_S)
 
     async def _played(self, tracked: Tracked, container: str, options: LogOptions) -> AsyncIterator[bytes]:
         told = 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+PHASES = ("Pending", "Running", "Succeeded", "Failed")
+
 NODES = Gauge("gpufleet_simnodes_nodes", "Simulated nodes that are registered.")
 PODS = Gauge("gpufleet_simnodes_pods", "Pods on simulated nodes by phase.", ["phase"])
 STATUS_PATCHES = Counter("gpufleet_simnodes_status_patches", "Pod statuses written.")

@@ -20,6 +20,10 @@ from gpufleet.local.simnodes.admission import Rejection, device_claims, device_r
 from gpufleet.local.simnodes.machines import POD_ADDRESSES_PER_NODE, Machine, pod_address, pod_ordinal
 
 FAULTS_ANNOTATION = "gpufleet.dev/sim-unhealthy"
+DEVICES_GONE = Rejection(
+    "UnexpectedAdmissionError",
+    "Pod was rejected: devices that were allocated to it before do not exist any more",
+)
 _FAULT = re.compile(r"(\d+)(?:=([^,]*))?")
 
 
@@ -91,8 +95,11 @@ class SimulatedNode:
     def allocate(self, pod: objects.Pod, now: float) -> Rejection | None:
         """Give a pod its devices, unless it holds them; None when it has what it asks for."""
         uid, claims = pod.metadata.uid, device_claims(pod)
-        if not claims or self.devices.held(uid):
+        held = self.devices.held(uid)
+        if not claims or sum(len(one.ids) for one in held) == sum(claim.count for claim in claims):
             return None
+        if held:
+            return DEVICES_GONE
         holder = Holder(pod.metadata.namespace, pod.metadata.name, uid)
         after = self.devices.allocate(holder, claims, now)
         if isinstance(after, Shortage):

@@ -8,10 +8,11 @@ and a strategic merge patch leaves them alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
+from gpufleet.kube import times
 from gpufleet.kube.objects import Condition, Pod, ResourceRequirements
-from gpufleet.kube.times import format_time
 from gpufleet.local.simnodes.machines import HOST_ADDRESS
 from gpufleet.local.simnodes.podstate import RUNNING, STOPPING, Ended, PodRun, Run, phase_of
 
@@ -22,6 +23,15 @@ Reported = tuple[str, str]
 _Verdict = tuple[bool, str, str]
 
 
+@lru_cache(maxsize=1024)
+def _stamp_of(second: int) -> str:
+    return times.format_time(second)
+
+
+def _stamp(seconds: float) -> str:
+    return _stamp_of(int(seconds))
+
+
 def pod_status(pod: PodRun, reported: Mapping[str, Reported], now: float) -> dict[str, Any]:
     """The body of `status` for a strategic merge patch; `reported` are our conditions as they stand."""
     status: dict[str, Any] = {
@@ -30,7 +40,7 @@ def pod_status(pod: PodRun, reported: Mapping[str, Reported], now: float) -> dic
         "conditions": _conditions(pod, reported, now),
         "hostIP": HOST_ADDRESS,
         "hostIPs": [{"ip": HOST_ADDRESS}],
-        "startTime": format_time(pod.accepted_at),
+        "startTime": _stamp(pod.accepted_at),
         "reason": pod.reason or None,
         "message": pod.message or None,
     }
@@ -117,7 +127,7 @@ def _condition(
         "reason": reason or None,
         "message": message or None,
         "lastProbeTime": None,
-        "lastTransitionTime": kept or format_time(now),
+        "lastTransitionTime": kept or _stamp(now),
         "observedGeneration": generation,
     }
 
@@ -157,7 +167,7 @@ def _clean(ended: Ended | None) -> bool:
 
 def _state(pod: PodRun, run: Run) -> dict[str, Any]:
     if run.state in (RUNNING, STOPPING) and run.started_at:
-        return {"running": {"startedAt": format_time(run.started_at)}}
+        return {"running": {"startedAt": _stamp(run.started_at)}}
     if run.done and run.last is not None:
         return {"terminated": _terminated(pod, run, run.last)}
     waiting = {"reason": run.reason or "ContainerCreating"}
@@ -168,8 +178,8 @@ def _terminated(pod: PodRun, run: Run, ended: Ended) -> dict[str, Any]:
     return {
         "exitCode": ended.exit_code,
         "reason": ended.reason,
-        "startedAt": format_time(ended.started_at),
-        "finishedAt": format_time(ended.finished_at),
+        "startedAt": _stamp(ended.started_at),
+        "finishedAt": _stamp(ended.finished_at),
         "containerID": _container_id(pod, run, ended.attempt),
     }
 

@@ -33,11 +33,11 @@ RECORD_WRITERS = 16
 
 
 class _Written(msgspec.Struct, frozen=True):
-    """What a pod's status was last said to be: a digest, our conditions, and whether the pod ran."""
+    """What a pod's status was last said to be, from which state; the digest tells whether it changed."""
 
+    run: PodRun
     digest: int
     reported: Mapping[str, Reported]
-    phase: str
 
 
 class StatusWriter:
@@ -69,7 +69,7 @@ class StatusWriter:
         """Take the pod's object to say already what we would write now."""
         reported = reported_by(run.pod)
         body = pod_status(run, reported, self._clock())
-        self._written[run.uid] = _Written(_digest(body), reported, phase_of(run))
+        self._written[run.uid] = _Written(run, _digest(body), reported)
 
     def doubt(self, run: PodRun) -> None:
         """Somebody else changed what we wrote: write it again."""
@@ -89,30 +89,37 @@ class StatusWriter:
         run = self._lookup(uid)
         if run is None:
             return
-        before = self._written.get(uid)
-        body = pod_status(run, before.reported if before else reported_by(run.pod), self._clock())
-        digest, meta = _digest(body), run.pod.metadata
+        meta = run.pod.metadata
         try:
-            if before is None or before.digest != digest:
-                patch = {"metadata": {"uid": uid}, "status": body}
-                await self._patch(meta.namespace, meta.name, patch)
-                self._written[uid] = _Written(digest, reported_in(body), phase_of(run))
-                self._observe(run, before)
+            await self._patch(run)
             if run.over and run.deleting:
                 await self._client.delete(PODS, meta.name, meta.namespace, uid=uid, grace=0, missing_ok=True)
         except ApiError as error:
             if not (error.not_found or error.conflict):
                 raise
 
-    async def _patch(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
-        await self._client.patch(
-            PODS, name, patch, namespace, strategy="strategic", subresource="status", type=PartialObject
-        )
-        metrics.STATUS_PATCHES.inc()
-
-    def _observe(self, run: PodRun, before: _Written | None) -> None:
-        if phase_of(run) == "Running" and (before is None or before.phase == "Pending"):
-            metrics.POD_START.observe(self._clock() - run.accepted_at)
+    async def _patch(self, run: PodRun) -> None:
+        """Write the status where it differs from what was written last."""
+        before = self._written.get(run.uid)
+        if before is not None and before.run is run:
+            return
+        body = pod_status(run, before.reported if before else reported_by(run.pod), self._clock())
+        digest, meta = _digest(body), run.pod.metadata
+        if before is None or before.digest != digest:
+            patch = {"metadata": {"uid": run.uid}, "status": body}
+            await self._client.patch(
+                PODS,
+                meta.name,
+                patch,
+                meta.namespace,
+                strategy="strategic",
+                subresource="status",
+                type=PartialObject,
+            )
+            metrics.STATUS_PATCHES.inc()
+            if phase_of(run) == "Running" and (before is None or phase_of(before.run) == "Pending"):
+                metrics.POD_START.observe(self._clock() - run.accepted_at)
+        self._written[run.uid] = _Written(run, digest, reported_in(body))
 
 
 def _digest(body: Mapping[str, Any]) -> int:

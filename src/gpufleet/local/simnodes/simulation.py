@@ -7,6 +7,7 @@ import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ class Simulation:
         self.gpu_informer = Informer(client, GPU_NODES, GPUNode)
         self.pod_informer = Informer(client, PODS, Pod, fields="spec.nodeName!=")
         self.ready = asyncio.Event()
+        metrics.NODES.set_function(lambda: sum(node.present for node in self.nodes.values()))
+        for phase in metrics.PHASES:
+            metrics.PODS.labels(phase).set_function(partial(self._pods, phase))
 
     async def run(self) -> None:
         """Register, take over, play; until cancelled."""
@@ -110,15 +114,9 @@ class Simulation:
             for node in self.nodes.values():
                 await asyncio.sleep(interval / len(self.nodes))
                 self.records.refresh(node)
-            self._count()
 
-    def _count(self) -> None:
-        metrics.NODES.set(sum(node.present for node in self.nodes.values()))
-        counts = dict.fromkeys(("Pending", "Running", "Succeeded", "Failed"), 0)
-        for run in self.kubelets.runs():
-            counts[phase_of(run)] += 1
-        for phase, count in counts.items():
-            metrics.PODS.labels(phase).set(count)
+    def _pods(self, phase: str) -> int:
+        return sum(phase_of(run) == phase for run in self.kubelets.runs())
 
 
 async def _persistently(work: Callable[[], Awaitable[None]]) -> None:

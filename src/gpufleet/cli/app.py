@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 import gpufleet
 from gpufleet.cli import errors
 from gpufleet.cli.commands import COMMANDS, overview
-from gpufleet.cli.output import choose_colour
+from gpufleet.cli.output import choose_colour, swallow_pipe
 
 COMPLETE_VARIABLE = "_GPUFLEET_COMPLETE"
 
@@ -106,7 +106,7 @@ def invoke(program: str, arguments: Sequence[str]) -> int:
             result = group.invoke(context)
         sys.stdout.flush()
     except BrokenPipeError:
-        errors.swallow_pipe()
+        swallow_pipe(sys.stdout)
         return errors.BROKEN_PIPE
     except BaseException as error:  # noqa: BLE001 - this is where every error becomes words and an exit code
         return errors.report(error, program, debug=debug)

@@ -6,7 +6,6 @@ The table of exit codes is the contract with scripts. A defect of ours is one li
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 import traceback
 from typing import TextIO
@@ -31,6 +30,7 @@ CODES = {
     "Timeout": TIMEOUT,
     "ServerTimeout": TIMEOUT,
     "FleetBusy": TIMEOUT,
+    "BadBridge": USAGE,
     "BadFleetName": USAGE,
     "Usage": USAGE,
 }
@@ -85,11 +85,6 @@ def report(error: BaseException, program: str, *, debug: bool, stream: TextIO | 
             what = f"{type(error).__name__}: {error}".splitlines()[0]
             _say(out, "Internal", f"gpufleet failed in a way it should not: {what}", _debug_hint(program))
     return code
-
-
-def swallow_pipe() -> None:
-    """Let Python flush stdout at its end into nothing, because nobody reads it any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -47,6 +47,11 @@ def is_terminal(stream: TextIO) -> bool:
     return bool(os.environ.get("GPUFLEET_FORCE_TTY")) or stream.isatty()
 
 
+def swallow_pipe(stream: TextIO) -> None:
+    """Let what is still to be written to a stream go into nothing, because nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def use_colour(stream: TextIO) -> bool:
     """Whether to colour what goes to the stream: --color, then NO_COLOR and TERM, then whether it is a
     terminal.

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Protocol, Self
 
-from gpufleet.cli.output import is_terminal
+from gpufleet.cli.output import is_terminal, swallow_pipe
 
 _PLAIN_EVERY_S = 10.0
 
@@ -39,12 +39,15 @@ class PlainProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.stderr.flush()
+        """Nothing to tidy up: every line was flushed."""
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+        """A line that stays. A reader that has gone away (`up 2>&1 | head`) does not stop the work."""
+        try:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+        except BrokenPipeError:
+            swallow_pipe(sys.stderr)
 
     def work(self, text: str, done: int = 0, total: int = 0) -> None:
         """What is being done now."""

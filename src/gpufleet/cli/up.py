@@ -53,7 +53,7 @@ def _arguments(
 @click.option(
     "--bridge",
     metavar="ADDRESS",
-    help="One more address of this machine on which the API server answers, for containers.",
+    help="One more address of this machine on which the API server answers, for containers; empty: none.",
 )
 @click.option(
     "--component-arg",

@@ -34,6 +34,8 @@ from gpufleet.local.progress import PortTakenError, Progress
 HOPELESS_AFTER = 3
 """So often in a row a component may end without having answered."""
 
+_NODES = "waiting for nodes to be Ready"
+_GPUS = "waiting for GPUs to be reported"
 _PORT_TAKEN = "address already in use"
 
 
@@ -61,8 +63,8 @@ class Wait:
         async with Client(config, user_agent="gpufleet-up") as client:
             what = "applying custom resources and priority classes"
             await self._until(lambda: self._applied(client), what)
-            await self._until(lambda: self._nodes_ready(client, nodes), "waiting for nodes", poll_s=0.3)
-            await self._until(lambda: self._gpus_reported(client, gpus), "waiting for GPUs", poll_s=0.3)
+            await self._until(lambda: self._nodes_ready(client, nodes), _NODES, poll_s=0.3)
+            await self._until(lambda: self._gpus_reported(client, gpus), _GPUS, poll_s=0.3)
             await self._until(self._all_answer, "waiting for the scheduler and the controller manager")
 
     async def _applied(self, client: Client) -> bool:
@@ -91,7 +93,7 @@ class Wait:
         except Unreachable:
             return False
         ready = sum(node_ready(node) for node in nodes)
-        self._progress.work("waiting for nodes to be Ready", min(ready, wanted), wanted)
+        self._progress.work(_NODES, min(ready, wanted), wanted)
         return ready >= wanted
 
     async def _gpus_reported(self, client: Client, wanted: int) -> bool:
@@ -100,7 +102,7 @@ class Wait:
         except Unreachable:
             return False
         found = sum(len(report.status.devices) for report in reports)
-        self._progress.work("waiting for GPUs to be reported", min(found, wanted), wanted)
+        self._progress.work(_GPUS, min(found, wanted), wanted)
         return found >= wanted
 
     async def _until(

@@ -8,9 +8,11 @@ fails it ends what it started, and the data of the fleet stays as it was.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -88,6 +90,7 @@ def up(request: Request, progress: Progress, environ: Mapping[str, str] = os.env
     layout = layout_of(request.name, environ)
     fleet, text, source = _chosen_fleet(layout, request)
     _check_limits()
+    _check_bridge(request.bridge)
     prepare(layout)
     with fleet_lock(layout, lambda: progress.say("waiting for another gpufleet command on this fleet")):
         was_running = living_supervisor(layout) is not None
@@ -235,6 +238,28 @@ def _start_or_reload(
             message=f"the supervisor could not be started: {str(error.strerror).lower()}",
             hint="the limit on processes or memory may be reached: ulimit -a",
         ) from error
+
+
+def _check_bridge(address: str | None) -> None:
+    """A bridge address must be one of this machine's, and not loopback, which pods cannot reach."""
+    if not address:
+        return
+    try:
+        loopback = ipaddress.ip_address(address).is_loopback
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.bind((address, 0))
+    except (OSError, ValueError) as error:
+        raise _bad_bridge(address, f"is no address of this machine: {error}") from error
+    if loopback:
+        raise _bad_bridge(address, "is loopback, where the API server listens already")
+
+
+def _bad_bridge(address: str, why: str) -> GpufleetError:
+    return GpufleetError(
+        reason="BadBridge",
+        message=f"--bridge {address} {why}",
+        hint="use the address of the bridge that containers are on; ip -brief address shows them",
+    )
 
 
 def _check_limits() -> None:

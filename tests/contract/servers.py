@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,38 @@ def private_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     )
 
 
+_REAPER = """
+import os, signal, sys
+pids = set()
+for line in sys.stdin:
+    pids ^= {int(line)}
+for pid in pids:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+class Reaper:
+    """A process that outlives a killed test run just long enough to end the processes it was told of."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen([sys.executable, "-c", _REAPER], stdin=subprocess.PIPE)
+
+    def watch(self, pid: int) -> None:
+        """End this process when the test run is killed; told a second time: not any more."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{pid}\n".encode())
+        self._process.stdin.flush()
+
+    def dismiss(self) -> None:
+        assert self._process.stdin is not None
+        self._process.kill()
+        self._process.wait(timeout=10)
+        self._process.stdin.close()
+
+
 class ControlPlane:
     """etcd and kube-apiserver as child processes."""
 
@@ -98,6 +131,7 @@ class ControlPlane:
         self.server = f"https://127.0.0.1:{self.port}"
         self.tokens = {"first-token": "contract-user"}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._reaper: Reaper | None = None
         certificate, key = self.authority.issue("contract-admin", "system:masters")
         self.config = ClusterConfig(
             server=self.server,
@@ -167,10 +201,15 @@ class ControlPlane:
     def kill_server(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End kube-apiserver with a signal and wait until it is gone."""
         process = self._processes.pop("kube-apiserver")
+        assert self._reaper is not None
+        self._reaper.watch(process.pid)
         process.send_signal(number)
         process.wait(timeout=30)
 
     def stop(self) -> None:
+        if self._reaper is not None:
+            self._reaper.dismiss()
+            self._reaper = None
         for process in self._processes.values():
             process.kill()
         for process in self._processes.values():
@@ -219,14 +258,17 @@ class ControlPlane:
             return answer
 
     def _spawn(self, component: str, *flags: str) -> None:
+        self._reaper = self._reaper or Reaper()
         with (self.folder / f"{component}.log").open("ab") as log:
-            self._processes[component] = subprocess.Popen(
+            process = subprocess.Popen(
                 [*self._commands[component], *flags],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 cwd=self.folder,
             )
+        self._processes[component] = process
+        self._reaper.watch(process.pid)
 
     def _answers(self, path: str) -> bool:
         context = ssl.create_default_context(cadata=self.authority.pem.decode())

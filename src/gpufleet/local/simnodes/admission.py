@@ -1,8 +1,8 @@
 """Admission: whether a node takes a pod that was bound to it, by the checks of a kubelet.
 
 The scheduler has decided, but from a view that may be old, and anyone may bind a pod: a kubelet checks
-again, and a pod that it refuses has failed for good. Resources that the node does not offer are ignored,
-as a kubelet ignores them, except GPUs: those are claimed from the devices.
+again, and a pod that it refuses has failed for good. Extended resources that the node does not offer are
+ignored, as a kubelet ignores them, except GPUs: those are claimed from the devices.
 Source: pkg/kubelet/lifecycle/predicate.go and the device manager.
 """
 
@@ -35,21 +35,15 @@ def refuses(pod: Pod, node: Node, others: Iterable[Pod]) -> Rejection | None:
 
 def _out_of_resource(shape: PodShape, node: Node, others: list[Pod]) -> Rejection | None:
     for resource, amount in shape.requests:
-        if resource not in node.allocatable or is_gpu_resource(resource):
+        if resource not in node.allocatable:
             continue
         used = sum(value for pod in others for name, value in pod.shape.requests if name == resource)
         if used + amount > node.allocatable[resource]:
-            return out_of(resource, amount, used, node.allocatable[resource])
+            capacity = node.allocatable[resource]
+            numbers = f"requested: {amount}, used: {used}, capacity: {capacity}"
+            text = f"Pod was rejected: Node didn't have enough resource: {resource}, {numbers}"
+            return Rejection(f"OutOf{resource}", text)
     return None
-
-
-def out_of(resource: str, requested: int, used: int, capacity: int) -> Rejection:
-    """The refusal for a resource that the node has too little of."""
-    numbers = f"requested: {requested}, used: {used}, capacity: {capacity}"
-    return Rejection(
-        f"OutOf{resource}",
-        f"Pod was rejected: Node didn't have enough resource: {resource}, {numbers}",
-    )
 
 
 def _wrong_node(pod: Pod, node: Node, others: list[Pod]) -> Rejection | None:
@@ -82,11 +76,9 @@ def device_claims(pod: objects.Pod) -> tuple[Claim, ...]:
     return tuple(claims)
 
 
-def device_rejection(shortage: Shortage, capacity: int, used: int) -> Rejection:
-    """The refusal for devices: all in use (`used` of `capacity` healthy ones), or not to be had."""
+def device_rejection(shortage: Shortage) -> Rejection:
+    """The refusal for devices that the node counts but cannot hand out, or does not have at all."""
     resource = shortage.resource
-    if shortage.available is not None and used + shortage.wanted > capacity:
-        return out_of(resource, shortage.wanted, used, capacity)
     if shortage.available is None:
         why = f"cannot allocate unregistered device {resource}"
     else:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from gpufleet.devices import report
 from gpufleet.devices.simulated import Holder, NodeDevices, Shortage
 from gpufleet.fleet.nodes import Node
@@ -73,6 +75,7 @@ class SimulatedNode:
         faults = parse_faults(gpu_node.metadata.annotations.get(FAULTS_ANNOTATION, ""))
         before = self.devices
         self.devices = before.with_health(faults, gpu_node.spec.desired.quarantine)
+        self._value = msgspec.structs.replace(self._value, allocatable=self._capacity())
         return self.devices != before
 
     def restore(self, recorded: tuple[GPUAllocation, ...], now: float) -> None:
@@ -103,8 +106,7 @@ class SimulatedNode:
         holder = Holder(pod.metadata.namespace, pod.metadata.name, uid)
         after = self.devices.allocate(holder, claims, now)
         if isinstance(after, Shortage):
-            healthy = {offer.resource: offer.healthy for offer in self.devices.offers()}
-            return device_rejection(after, healthy.get(after.resource, 0), self._in_use(after.resource))
+            return device_rejection(after)
         self.devices = after
         self.recording.add(uid)
         return None
@@ -149,9 +151,6 @@ class SimulatedNode:
         ordinal = pod_ordinal(self.machine, pod.status.pod_ip)
         if ordinal is not None:
             self._addresses[pod.metadata.uid] = ordinal
-
-    def _in_use(self, resource: str) -> int:
-        return sum(len(holding.ids) for holding in self.devices.holdings if holding.resource == resource)
 
     def _capacity(self) -> Mapping[str, int]:
         plain = {name: resource_amount(name, text) for name, text in self.machine.capacity.items()}

@@ -1,0 +1,152 @@
+"""What a simulated node takes, refuses and keeps, as a kubelet does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from tests.unit.simnode_pods import container, pod
+
+from gpufleet.devices.simulated import Claim
+from gpufleet.kube.gpunode import GPUNode
+from gpufleet.kube.objects import Node, Pod
+from gpufleet.local.fleetfile import parse_fleet
+from gpufleet.local.simnodes.admission import device_claims
+from gpufleet.local.simnodes.machines import machines
+from gpufleet.local.simnodes.node import SimulatedNode, parse_faults
+
+
+def _node(rest: str = "gpu: h100, gpusPerNode: 2, cpu: 4, memory: 8Gi, pods: 3") -> SimulatedNode:
+    return SimulatedNode(machines(parse_fleet(f"groups: [{{name: n, {rest}}}]", "f"), "f")[0])
+
+
+def _cpu(name: str, cpu: str) -> Pod:
+    return pod(name, containers=[container() | {"resources": {"requests": {"cpu": cpu}}}])
+
+
+def _reason(node: SimulatedNode, subject: Pod) -> str:
+    refusal = node.admit(subject, 0.0)
+    return refusal.reason if refusal else ""
+
+
+def test_resources_are_counted_per_pod_and_come_back() -> None:
+    node = _node()
+    assert _reason(node, _cpu("a", "3")) == ""
+    refusal = node.admit(_cpu("b", "1500m"), 0.0)
+    assert refusal is not None
+    assert refusal.reason == "OutOfcpu"
+    assert "requested: 1500, used: 3000, capacity: 4000" in refusal.message
+    node.release("uid-a", 0.0)
+    assert _reason(node, _cpu("b", "1500m")) == ""
+
+
+def test_a_node_takes_no_more_pods_than_it_may() -> None:
+    node = _node()
+    assert [_reason(node, pod(f"p{n}")) for n in range(4)] == ["", "", "", "OutOfpods"]
+
+
+def test_extended_resources_that_the_node_does_not_know_are_ignored_as_a_kubelet_does() -> None:
+    wants = {"resources": {"limits": {"example.com/nic": "3"}}}
+    assert _reason(_node(), pod(containers=[container() | wants])) == ""
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"nodeSelector": {"gpufleet.dev/pool": "n"}}, ""),
+        ({"nodeSelector": {"gpufleet.dev/pool": "m"}}, "NodeAffinity"),
+        ({"containers": [container(ports=[{"containerPort": 1, "hostPort": 80}])]}, "NodePorts"),
+        ({"containers": [container(ports=[{"containerPort": 1, "hostPort": 81}])]}, ""),
+    ],
+)
+def test_selectors_and_host_ports_are_checked_again(spec: dict[str, Any], reason: str) -> None:
+    node = _node()
+    assert (
+        _reason(node, pod("first", containers=[container(ports=[{"containerPort": 9, "hostPort": 80}])]))
+        == ""
+    )
+    assert _reason(node, pod("second", **spec)) == reason
+
+
+def test_a_noexecute_taint_keeps_new_pods_out_and_a_noschedule_taint_does_not() -> None:
+    for effect, reason in (("NoExecute", "TaintToleration"), ("NoSchedule", "")):
+        node = _node()
+        seen = {"metadata": {"name": "n-0"}, "spec": {"taints": [{"key": "k", "effect": effect}]}}
+        node.observe(msgspec.convert(seen, Node))
+        assert _reason(node, pod()) == reason
+
+
+def test_devices_that_are_in_use_sick_or_unknown_are_told_apart() -> None:
+    node = _node()
+    assert _reason(node, pod("a", containers=[container(gpus=1)])) == ""
+    assert _reason(node, pod("b", containers=[container(gpus=2)])) == "OutOfnvidia.com/gpu"
+    other = {"resources": {"limits": {"nvidia.com/mig-1g.10gb": "1"}}}
+    assert _reason(node, pod("c", containers=[container() | other])) == "UnexpectedAdmissionError"
+    sick = {"metadata": {"annotations": {"gpufleet.dev/sim-unhealthy": "0=Xid79"}}}
+    assert node.obey(msgspec.convert(sick, GPUNode))
+    refusal = node.admit(pod("d", containers=[container(gpus=1)]), 0.0)
+    assert refusal is not None
+    assert refusal.reason == "OutOfnvidia.com/gpu", (
+        "one is healthy and one is in use: none is left, as for a kubelet"
+    )
+    node.release("uid-a", 0.0)
+    assert _reason(node, pod("e", containers=[container(gpus=1)])) == ""
+
+
+def test_a_refused_pod_leaves_nothing_behind() -> None:
+    node = _node()
+    _reason(node, pod("big", containers=[container("a", gpus=1), container("b", gpus=2)]))
+    assert list(node.pods) == []
+    assert node.devices.holdings == ()
+
+
+def test_claims_come_in_the_order_of_allocation_and_say_what_may_be_used_again() -> None:
+    subject = pod(
+        inits=[container("i", gpus=1), container("s", gpus=1, restartPolicy="Always")],
+        containers=[container("a", gpus=2), container("b")],
+    )
+    gpu = "nvidia.com/gpu"
+    assert device_claims(subject) == (
+        Claim("i", gpu, 1, reusable=True),
+        Claim("s", gpu, 1),
+        Claim("a", gpu, 2),
+    )
+
+
+def test_a_pod_that_lost_part_of_its_devices_is_told_so() -> None:
+    node, subject = _node(), pod("a", containers=[container(gpus=2)])
+    assert node.admit(subject, 0.0) is None
+    assert node.allocate(subject, 0.0) is None, "what it holds already is enough"
+    smaller = _node("gpu: h100, gpusPerNode: 1")
+    recorded = {"status": {"allocations": [_allocation(node, "uid-a")]}, "metadata": {"name": "n-0"}}
+    smaller.restore(msgspec.convert(recorded, GPUNode).status.allocations, 0.0)
+    refusal = smaller.allocate(subject, 0.0)
+    assert refusal is not None
+    assert refusal.reason == "UnexpectedAdmissionError"
+
+
+def _allocation(node: SimulatedNode, uid: str) -> dict[str, Any]:
+    holding = node.devices.held(uid)[0]
+    return {
+        "namespace": "default",
+        "pod": "a",
+        "podUid": uid,
+        "container": holding.container,
+        "resource": holding.resource,
+        "devices": list(holding.devices),
+    }
+
+
+def test_addresses_are_unique_and_those_of_running_pods_are_kept() -> None:
+    node, other = _node("pods: 1000"), _node("pods: 1000")
+    first = node.address(pod("a"))
+    other.reserve(pod("a", status={"podIP": first}))
+    addresses = {other.address(pod(f"p{n}")) for n in range(1022)}
+    assert len(addresses) == 1022
+    assert first not in addresses
+
+
+def test_faults_are_read_from_the_annotation() -> None:
+    assert parse_faults("0=Xid79, 3") == {0: "Xid79", 3: "Unhealthy"}
+    assert parse_faults("") == parse_faults("nonsense,=x") == {}

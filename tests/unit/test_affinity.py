@@ -136,6 +136,15 @@ def test_a_running_pod_refuses_by_the_namespaces_of_its_own_term() -> None:
     assert open_nodes(pod(labels=WEB, namespace="other"), ledger(FLEET, [guard])) == "bcd"
 
 
+def test_a_node_that_is_refused_twice_gets_the_same_reason_whoever_refused_first() -> None:
+    by_host = pod("1", node="a", anti_affinity=[near(HOST, app="web")])
+    by_zone = pod("2", node="a", anti_affinity=[near(ZONE, app="web")])
+    reasons = {
+        block(pod(labels=WEB), ledger(FLEET, both), "a") for both in ([by_host, by_zone], [by_zone, by_host])
+    }
+    assert len(reasons) == 1
+
+
 def test_affinity_of_running_pods_towards_a_newcomer_binds_nobody() -> None:
     fan = pod("fan", node="a", affinity=[near(HOST, app="web")])
     assert open_nodes(pod(labels=WEB), ledger(FLEET, [fan])) == "abcd"

@@ -61,6 +61,9 @@ def test_a_node_that_is_not_ready_takes_a_pod_that_tolerates_what_it_is_tainted_
     sick = node(ready=False, taints=["node.kubernetes.io/not-ready:NoSchedule"])
     assert block_on(sick, pod(tolerations=["node.kubernetes.io/not-ready"])) is None
     assert block_on(sick, pod(tolerations=["node.kubernetes.io/unreachable"])) is not None
+    lost = node(ready=False, taints=["node.kubernetes.io/unreachable:NoSchedule"])
+    assert block_on(lost, pod(tolerations=["node.kubernetes.io/unreachable"])) is None
+    assert block_on(lost, pod(tolerations=["node.kubernetes.io/not-ready"])) is not None
 
 
 def test_an_untainted_node_that_is_not_ready_asks_for_both_tolerations() -> None:

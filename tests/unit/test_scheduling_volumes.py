@@ -271,9 +271,9 @@ def test_a_volume_that_was_reserved_already_is_not_written_again() -> None:
     assert volume_actions(user(), "b", fleet) == ()
 
 
-def test_two_claims_of_one_pod_get_two_volumes_and_the_larger_one_is_left_for_the_larger_claim() -> None:
+def test_two_claims_of_one_pod_get_two_volumes_and_the_smaller_claim_chooses_first() -> None:
     stock = [volume("ten", node="a", size="10Gi"), volume("five", node="a", size="5Gi")]
-    claims = [claim("big", size="8Gi"), claim("little", size="1Gi")]
+    claims = [claim("big", size="5Gi"), claim("little", size="1Gi")]
     fleet = fleet_of(claims, stock, [LOCAL])
     both = user("new", "big", "little")
     assert bound_to(both, fleet, "a") == {"big": "ten", "little": "five"}

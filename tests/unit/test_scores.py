@@ -89,6 +89,14 @@ def test_a_pod_without_gpus_goes_to_a_gpu_node_when_nothing_else_fits() -> None:
     assert best(pod(cpu="8"), node("a", gpus=8), node("b", cpu="4")) == "a"
 
 
+def test_keeping_gpus_free_says_nothing_where_all_nodes_are_alike() -> None:
+    alike = ledger([node("a", gpus=8), node("b", gpus=4)])
+    assert measures("GPU-free nodes", pod(), alike) is None
+    mixed = ledger([node("a", gpus=8), node("b")])
+    assert measures("GPU-free nodes", pod(), mixed) == {"a": 0, "b": 100}
+    assert measures("GPU-free nodes", pod(gpus=1), mixed) is None
+
+
 def test_among_gpu_nodes_a_pod_without_gpus_takes_the_one_with_fewest_free_gpus() -> None:
     running = [pod("r", gpus=8, node="b")]
     assert best(pod(), node("a", gpus=8), node("b", gpus=8), node("c", gpus=8), running=running) == "b"
@@ -136,7 +144,7 @@ def test_the_third_replica_of_two_nodes_joins_the_node_with_fewer() -> None:
 
 
 def test_preferred_nodes_are_weighed() -> None:
-    wishes = [prefer_nodes(80, equal("disk", "nvme")), prefer_nodes(20, equal("pool", "quiet"))]
+    wishes = [prefer_nodes(8, equal("disk", "nvme")), prefer_nodes(2, equal("pool", "quiet"))]
     fleet = ledger(
         [
             node("a", labels={"disk": "nvme"}),

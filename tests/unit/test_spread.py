@@ -90,6 +90,7 @@ def test_pods_that_are_ending_do_not_count() -> None:
 def test_too_few_domains_count_as_an_empty_one() -> None:
     fleet = ledger(zones("x", "y"), [web("1", where="a"), web("2", where="b")])
     assert open_nodes(web("new", spread_over(app="web")), fleet) == "ab"
+    assert open_nodes(web("new", spread_over(min_domains=2, app="web")), fleet) == "ab"
     assert open_nodes(web("new", spread_over(min_domains=3, app="web")), fleet) == ""
 
 

@@ -69,7 +69,7 @@ def prepare_use(pod: Pod, ledger: Ledger) -> Prepared | None:
     snapshot = ledger.snapshot
     claims = [claim for key in claim_keys(pod) if (claim := snapshot.claims.get(key)) is not None]
     one_pod = {claim.key for claim in claims if "ReadWriteOncePod" in claim.access_modes}
-    one_node = {claim.key for claim in claims if _one_node(claim, snapshot)} - one_pod
+    one_node = {claim.key for claim in claims if _one_node(claim, snapshot)}
     return _VolumeUse(pod, ledger, one_pod, one_node) if one_pod or one_node else None
 
 
@@ -208,9 +208,7 @@ def _problem(claim: Claim, snapshot: Snapshot) -> Block | None:
 
 
 def _unbound(pod: Pod, snapshot: Snapshot) -> list[Claim]:
-    """The claims that this pod is the first to use, smallest first, so that large volumes are left for large
-    claims.
-    """
+    """The claims that this pod is the first to use; the smallest chooses first, as in kube-scheduler."""
     claims = (snapshot.claims.get(key) for key in dict.fromkeys(claim_keys(pod)))
     waiting = [
         claim for claim in claims if claim is not None and claim.phase == "Pending" and not claim.volume

@@ -172,6 +172,7 @@ def test_a_gpu_warms_up_smoothly_while_held_and_cools_down_after() -> None:
     assert hot.temperature_c > cold.temperature_c + 30
     assert hot.power_w > 5 * cold.power_w
     assert cold.memory_used_mib < 0.02 * H100.memory_mib < 0.8 * H100.memory_mib < hot.memory_used_mib
+    assert [busy.settled(100.0 + second) for second in (0, 30)] == [False, True]
     after = busy.release("uid-a", 400.0)
     assert after.reading(device, 400.0) == hot
     assert after.reading(device, 1000.0).util_percent == 0

@@ -24,6 +24,7 @@ _NAMESPACE = uuids.UUID("6a3b1a52-3c64-5d0f-9f0e-6f70756c6565")
 _BUSY = 0.94
 _SHARE_LOAD = 0.4
 _UTIL_SECONDS, _MEMORY_SECONDS, _HEAT_SECONDS = 4.0, 2.0, 60.0
+_SETTLED = 0.03
 _IDLE_C, _HOT_C = 31.0, 43.0
 _IDLE_POWER, _DRIVER_MEMORY = 0.1, 0.006
 
@@ -130,6 +131,11 @@ class Load(msgspec.Struct, frozen=True):
             max(now, self.since),
         )
 
+    def settled(self, now: float) -> bool:
+        """Whether utilisation and memory are where they go; heat follows for minutes."""
+        later = self.at(now)
+        return max(abs(later.util - self.target), abs(later.memory - self.target)) < _SETTLED
+
     def _towards(self, level: float, now: float, seconds: float) -> float:
         return self.target + (level - self.target) * math.exp(-max(0.0, now - self.since) / seconds)
 
@@ -233,6 +239,10 @@ class NodeDevices(msgspec.Struct, frozen=True):
             temperature_c=round(_IDLE_C + _HOT_C * load.heat + 2 * math.sin(now / 37 + phase)),
             power_w=round(idle + (device.product.power_w - idle) * 0.9 * util),
         )
+
+    def settled(self, now: float) -> bool:
+        """Whether readings change by little from now on, while nobody takes or releases a device."""
+        return all(load.settled(now) for load in self.loads.values())
 
     def _ids(self) -> dict[str, list[tuple[str, Device]]]:
         """Every device id by resource, in the order in which they are given out."""

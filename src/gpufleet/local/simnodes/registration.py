@@ -31,7 +31,7 @@ from gpufleet.local.simnodes.machines import (
     node_taints,
 )
 from gpufleet.local.simnodes.node import SimulatedNode
-from gpufleet.local.simnodes.reporting import create_gpu_node
+from gpufleet.local.simnodes.reporting import LARGE_FLEET, create_gpu_node
 
 log = logging.getLogger("gpufleet.local.simnodes")
 
@@ -39,7 +39,6 @@ LEASE_NAMESPACE = "kube-node-lease"
 LEASE_DURATION_S = 40
 HEARTBEAT_S = 300.0
 CONCURRENCY = 32
-LARGE_FLEET = 64
 
 
 class Registration:

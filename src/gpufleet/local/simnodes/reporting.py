@@ -29,6 +29,7 @@ from gpufleet.local.simnodes.workers import Workers
 HOLD_BACK_S = 1.5
 GATHER_S = 0.04
 STATUS_WRITERS = 32
+LARGE_FLEET = 64
 RECORD_WRITERS = 16
 
 
@@ -142,6 +143,7 @@ class RecordWriter:
         self._recorded = recorded
         self._started = started
         self._clock = clock
+        self._settle_s = 4.0 if len(nodes) <= LARGE_FLEET else 30.0
         self._queue: WorkQueue[str] = WorkQueue()
         self._last: dict[str, GPUNodeStatus] = {}
         self.workers = Workers(self._queue, self._write, concurrency=RECORD_WRITERS, what="device record")
@@ -170,6 +172,8 @@ class RecordWriter:
             await self._patch(name, status)
         before = self._last.get(name)
         self._last[name] = status
+        if not node.devices.settled(self._clock()):
+            self._queue.add_after(name, self._settle_s)
         if before is not None and before.resources != status.resources:
             await self._offer(node, before, status)
         for uid in pending & node.recording:

@@ -25,8 +25,8 @@ from gpufleet.local.simnodes.node import SimulatedNode
 from gpufleet.local.simnodes.podstate import phase_of
 from gpufleet.local.simnodes.process_runtime import ProcessRuntime
 from gpufleet.local.simnodes.provisioner import Provisioner
-from gpufleet.local.simnodes.registration import LARGE_FLEET, Registration
-from gpufleet.local.simnodes.reporting import RecordWriter, StatusWriter
+from gpufleet.local.simnodes.registration import Registration
+from gpufleet.local.simnodes.reporting import LARGE_FLEET, RecordWriter, StatusWriter
 from gpufleet.local.simnodes.runtimes import ModelledRuntime
 
 log = logging.getLogger("gpufleet.local.simnodes")

@@ -52,16 +52,18 @@ class Wire:
             writer.transport.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.broken:
-            writer.transport.abort()
-            return
-        self.opened += 1
         await self._greet(reader, writer)
         try:
             upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
         except OSError:
             writer.transport.abort()
             return
+        if self.broken:
+            writer.transport.abort()
+            upstream_writer.transport.abort()
+            return
+        self.opened += 1
+        self._writers |= {writer, upstream_writer}
         for source, sink in ((reader, upstream_writer), (upstream_reader, writer)):
             task = asyncio.create_task(self._pump(source, sink))
             self._tasks.add(task)
@@ -71,7 +73,6 @@ class Wire:
         """What is said before bytes are passed on: nothing."""
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
         try:
             with contextlib.suppress(OSError):
                 while data := await reader.read(65536):

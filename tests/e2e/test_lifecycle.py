@@ -19,7 +19,7 @@ from tests.e2e.local_fleet import COMPONENTS, TINY, LocalFleet, wait_until
 
 from gpufleet.kube.client import Client
 from gpufleet.kube.config import load_config
-from gpufleet.kube.kinds import CONFIG_MAPS
+from gpufleet.kube.kinds import CONFIG_MAPS, PODS
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -164,9 +164,50 @@ def test_a_change_that_fails_is_taken_back(fleet: LocalFleet) -> None:
     assert "already running" in fleet.up()
 
 
+def run_as_process(fleet: LocalFleet, name: str, script: str) -> None:
+    """Run a shell script as a pod that is a real process, and wait until it runs."""
+    pod = {
+        "metadata": {"name": name, "annotations": {"gpufleet.dev/runtime": "process"}},
+        "spec": {
+            "nodeName": "train-0",
+            "restartPolicy": "Never",
+            "containers": [{"name": "main", "image": "none", "command": ["sh", "-c", script]}],
+        },
+    }
+
+    async def run() -> None:
+        async with Client(load_config(str(fleet.kubeconfig))) as client:
+            await client.create(PODS, pod, "default")
+            async with asyncio.timeout(60):
+                while (await client.get(PODS, name, "default"))["status"]["phase"] == "Pending":
+                    await asyncio.sleep(0.1)
+
+    asyncio.run(run())
+
+
+def test_logs_are_read_through_the_api_server_and_followed_to_their_end(fleet: LocalFleet) -> None:
+    run_as_process(fleet, "speaker", "echo first; sleep 3; echo last")
+    following = fleet.start("logs", "speaker", "--follow")
+    said, errors = following.communicate(timeout=60)
+    assert (said, errors, following.returncode) == ("first\nlast\n", "", 0)
+    assert fleet.run("logs", "speaker", "--tail", "1").stdout == "last\n"
+    assert fleet.run("logs", "nobody").returncode == 5
+
+
+def test_workloads_that_are_processes_end_with_the_fleet_whoever_was_killed(fleet: LocalFleet) -> None:
+    run_as_process(fleet, "sleeper", "exec sleep 98765")
+    assert any("sleep 98765" in line for line in fleet.processes().values())
+    fleet.kill("supervisor")
+    fleet.kill("simulated-nodes")
+    assert any("sleep 98765" in line for line in fleet.processes().values())
+    fleet.down()
+    assert fleet.processes() == {}
+    fleet.up()
+
+
 def test_down_leaves_no_process_and_no_port_and_up_brings_everything_back(fleet: LocalFleet) -> None:
     keep(fleet, "survivor")
-    kubeconfig, ports = fleet.kubeconfig.read_bytes(), fleet.ports()
+    kubeconfig, ports, nodes = fleet.kubeconfig.read_bytes(), fleet.ports(), fleet.status()["nodes"]
     said = fleet.down()
     assert all(f"stopped {name}" in said for name in (*COMPONENTS, "supervisor"))
     assert fleet.processes() == {}
@@ -180,7 +221,7 @@ def test_down_leaves_no_process_and_no_port_and_up_brings_everything_back(fleet:
     assert kept(fleet, "survivor")
     assert fleet.kubeconfig.read_bytes() == kubeconfig
     assert fleet.ports() == ports
-    assert fleet.status()["nodes"] == 4
+    assert fleet.status()["nodes"] == nodes
 
 
 def test_down_works_without_a_supervisor(fleet: LocalFleet) -> None:
@@ -198,7 +239,7 @@ def test_a_port_that_another_program_took_is_replaced_and_said(fleet: LocalFleet
         assert done.returncode == 0, done.stderr
         assert "another program uses the port of api-server" in done.stderr
         assert fleet.ports()["api-server"] != port
-        assert kept(fleet, "survivor")
+        assert fleet.status()["ready"] is True
 
 
 def test_two_fleets_live_side_by_side(fleet: LocalFleet, new_fleet: NewFleet, tiny: Path) -> None:
@@ -256,11 +297,11 @@ def test_json_of_status_has_the_names_that_scripts_rely_on(fleet: LocalFleet) ->
 
 def test_top_lists_every_gpu_with_the_names_that_scripts_rely_on(fleet: LocalFleet) -> None:
     gpus = json.loads(fleet.run("top", "gpus", "-o", "json").stdout)
-    assert len(gpus) == 24
+    assert len(gpus) == fleet.status()["gpus"]["total"]
     names = {"node", "index", "uuid", "product", "memory_mib", "util_percent", "pods", "healthy"}
     assert all(names <= set(gpu) for gpu in gpus)
     nodes = fleet.run("top", "nodes", "--no-headers").stdout.splitlines()
-    assert [line.split("\t")[0] for line in nodes] == ["infer-0", "infer-1", "train-0", "train-1"]
+    assert [line.split("\t")[0] for line in nodes] == sorted({gpu["node"] for gpu in gpus})
     watching = fleet.start("top", "nodes", "--watch", "--interval", "0.2")
     assert watching.stdout is not None
     assert watching.stdout.readline().startswith("NODE\t")

@@ -167,6 +167,31 @@ def test_debug_may_stand_before_and_after_the_command(
     assert "Traceback" in run("status", GPUFLEET_DEBUG="1").stderr
 
 
+def test_too_few_open_files_are_told_before_anything_starts(tmp_path: Path) -> None:
+    code = "import sys; from gpufleet.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        ["sh", "-c", f'ulimit -n 256; exec {sys.executable} -c "{code}" up'],
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "error[TooFewOpenFiles]" in done.stderr
+    assert "ulimit -n 1024" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fleet", ["smal", "/nowhere/fleet.yaml"])
+def test_a_fleet_that_is_neither_file_nor_preset_is_told_before_anything_starts(
+    fleet: str, tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run("up", "--fleet", fleet)
+    assert done.returncode == 5
+    assert done.stderr.startswith("error[FleetNotFound]")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_closed_pipe_is_silent(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     code = "import sys; from gpufleet.cli import main; sys.exit(main())"
     for arguments in ("--help", "completion bash", "version"):

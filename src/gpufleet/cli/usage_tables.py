@@ -64,9 +64,13 @@ def rows(config: ClusterConfig, what: str, namespace: str | None, sort_by: str) 
 
 
 async def _read(config: ClusterConfig) -> tuple[list[GPUNode], list[Node]]:
+    """What the API server has in its cache: good enough to look at, and it costs etcd nothing."""
     async with Client(config, user_agent="gpufleet-top", deadline=5.0) as client:
         try:
-            gpu_nodes = await client.list(GPU_NODES, type=GPUNode)
+            gpu_nodes, nodes = await asyncio.gather(
+                client.list(GPU_NODES, type=GPUNode, resource_version="0"),
+                client.list(NODES, type=Node, resource_version="0"),
+            )
         except ApiError as error:
             if not error.not_found:
                 raise
@@ -75,7 +79,6 @@ async def _read(config: ClusterConfig) -> tuple[list[GPUNode], list[Node]]:
                 message="this cluster has no GPUNode objects, so nobody reports its GPUs",
                 hint="gpufleet must run there; a fleet on this machine: gpufleet up",
             ) from None
-        nodes = await client.list(NODES, type=Node, resource_version="0")
     return gpu_nodes.items, nodes.items
 
 

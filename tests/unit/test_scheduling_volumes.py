@@ -27,7 +27,7 @@ from tests.unit.fleets import (
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import BindVolume, SelectNode
 from gpufleet.fleet.pods import Pod
-from gpufleet.fleet.selectors import LabelSelector, NodeSelector, NodeSelectorTerm
+from gpufleet.fleet.selectors import LabelSelector, NodeSelector, NodeSelectorTerm, Requirement
 from gpufleet.fleet.volumes import (
     AttachLimits,
     Claim,
@@ -236,23 +236,24 @@ def test_the_smallest_volume_that_fits_is_taken() -> None:
 @pytest.mark.parametrize(
     "unfit",
     [
-        volume(size="1Gi"),
-        volume(storage_class="tape"),
-        volume(modes=["ReadOnlyMany"]),
-        volume(volume_mode="Block"),
-        volume(phase="Released"),
-        volume(terminating=True),
-        volume(claim="default/else", claim_uid="uid-else"),
-        volume(claim="default/data", claim_uid="uid-of-an-earlier-claim-of-that-name"),
-        volume(labels={"tier": "slow"}),
-        volume(node="b"),
+        {"size": "1Gi"},
+        {"storage_class": "tape"},
+        {"modes": ["ReadOnlyMany"]},
+        {"volume_mode": "Block"},
+        {"phase": "Released"},
+        {"terminating": True},
+        {"claim": "default/else", "claim_uid": "uid-else"},
+        {"claim": "default/data", "claim_uid": "uid-of-an-earlier-claim-of-that-name"},
+        {"labels": {"tier": "slow"}},
+        {"node": "b"},
     ],
 )
-def test_a_volume_that_does_not_fit_is_not_taken(unfit: Volume) -> None:
+def test_a_volume_that_does_not_fit_is_not_taken(unfit: dict[str, Any]) -> None:
+    fast: dict[str, Any] = {"labels": {"tier": "fast"}}
+    bad, good = volume("bad", **{**fast, **unfit}), volume("good", **fast)
     wanted = claim(size="2Gi", selector=selector(tier="fast"))
-    assert "a" not in open_nodes(user(), fleet_of([wanted], [unfit], [LOCAL]))
-    good = volume("good", labels={"tier": "fast"}, node="a")
-    assert bound_to(user(), fleet_of([wanted], [unfit, good], [LOCAL]), "a") == {"data": "good"}
+    assert "a" not in open_nodes(user(), fleet_of([wanted], [bad], [LOCAL]))
+    assert bound_to(user(), fleet_of([wanted], [bad, good], [LOCAL]), "a") == {"data": "good"}
 
 
 def test_a_volume_meant_for_the_claim_is_taken_before_any_other() -> None:
@@ -384,6 +385,14 @@ def test_the_largest_single_volume_counts_where_it_is_known() -> None:
         [claim(size="10Gi")], classes=[waiting_class()], **tracked(capacity(99, on_host("a"), 5))
     )
     assert open_nodes(user(), fleet) == ""
+
+
+def test_every_label_that_a_capacity_names_must_match() -> None:
+    a_in_y = LabelSelector((equal(HOST, "a"), equal(ZONE, "y")))
+    a_in_x = LabelSelector((equal(HOST, "a"), equal(ZONE, "x")))
+    for topology, expected in ((a_in_y, ""), (a_in_x, "a")):
+        fleet = fleet_of([claim()], classes=[waiting_class()], **tracked(capacity(9, topology)))
+        assert open_nodes(user(), fleet) == expected
 
 
 def test_a_capacity_that_matches_every_node_or_none_does_so() -> None:
@@ -536,7 +545,10 @@ def test_a_decision_promises_each_volume_once_and_each_claim_one_place(
             assert wanted.storage_class == "disk"
 
 
-def test_a_volume_tied_by_several_terms_is_found_like_any_other() -> None:
+def test_a_volume_is_found_however_it_is_tied_to_its_nodes() -> None:
     either = nodes_where(equal(ZONE, "y")).terms + nodes_where(equal(HOST, "a")).terms
+    not_x = NodeSelector((NodeSelectorTerm((Requirement(ZONE, "NotIn", ("x",)),)),))
+    elsewhere = msgspec.structs.replace(volume(), node_affinity=not_x)
+    assert open_nodes(user(), fleet_of([claim()], [elsewhere], [LOCAL])) == "c"
     tied = msgspec.structs.replace(volume(), node_affinity=NodeSelector(either))
     assert open_nodes(user(), fleet_of([claim()], [tied], [LOCAL])) == "ac"

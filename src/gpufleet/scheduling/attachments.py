@@ -70,6 +70,6 @@ def _volume_of(key: str, snapshot: Snapshot) -> _Attached | None:
         return None
     volume = snapshot.volumes.get(claim.volume)
     if volume is not None:
-        return (volume.csi_driver, volume.csi_handle) if volume.csi_driver and volume.csi_handle else None
+        return (volume.csi_driver, volume.csi_handle) if volume.csi_driver else None
     storage_class = snapshot.storage_classes.get(claim.storage_class or "")
     return (storage_class.provisioner, f"claim {key}") if storage_class is not None else None

@@ -66,7 +66,7 @@ class Provisioning:
             "VolumeNodeConflict", f"no volume that fits claim {claim.key} can be used there"
         )
         self._topology = Block("VolumeNodeConflict", f"storage class {name} makes no volumes there")
-        self._capacities = _capacities(storage_class, snapshot) if storage_class and claim.request else None
+        self._capacities = _capacities(storage_class, snapshot) if storage_class else None
 
     def block(self, node: Node) -> Block | None:
         """Why no volume is made for the claim there, or None. Capacity matters until a node is selected: from

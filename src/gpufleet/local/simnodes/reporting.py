@@ -28,6 +28,9 @@ from gpufleet.local.simnodes.workers import Workers
 
 HOLD_BACK_S = 1.5
 GATHER_S = 0.04
+GATHER_LARGE_S = 0.15
+SETTLE_S = 4.0
+SETTLE_LARGE_S = 60.0
 STATUS_WRITERS = 32
 LARGE_FLEET = 64
 RECORD_WRITERS = 16
@@ -143,14 +146,16 @@ class RecordWriter:
         self._recorded = recorded
         self._started = started
         self._clock = clock
-        self._settle_s = 4.0 if len(nodes) <= LARGE_FLEET else 30.0
+        large = len(nodes) > LARGE_FLEET
+        self._gather_s = GATHER_LARGE_S if large else GATHER_S
+        self._settle_s = SETTLE_LARGE_S if large else SETTLE_S
         self._queue: WorkQueue[str] = WorkQueue()
         self._last: dict[str, GPUNodeStatus] = {}
         self.workers = Workers(self._queue, self._write, concurrency=RECORD_WRITERS, what="device record")
 
     def changed(self, node: str) -> None:
         """Write the node's record, together with what else happens in the next moment."""
-        self._queue.add_after(node, GATHER_S)
+        self._queue.add_after(node, self._gather_s)
 
     def refresh(self, node: SimulatedNode) -> None:
         """Write the node's record if its readings have moved."""

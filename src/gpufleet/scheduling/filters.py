@@ -1,9 +1,10 @@
 """Filters: what keeps a pod off a node, in one table, cheapest first.
 
 The order is also the order of explanation: a node counts for the first filter that blocks it. Semantics are
-those of kube-scheduler 1.37 with three differences that are in the user's favour: a node that is not ready is
-named as such even before the node controller has tainted it, a ReadWriteOnce claim keeps a second pod on the
-node of the first (`volumes`), and shortages are told apart into what waiting cures and what it does not.
+those of kube-scheduler 1.37; tests/unit/test_kube_scheduler.py asks its plugins about random clusters. What
+differs is decided: a node that is not ready is out, and named as such, before the node controller has tainted
+it; what differs for volumes is told in `volumes` and `attachments`.
+A shortage that waiting cures (InsufficientResource, TooManyPods) is told from one that it does not.
 """
 
 from __future__ import annotations

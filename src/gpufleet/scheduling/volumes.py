@@ -1,13 +1,13 @@
 """Volumes: on which nodes the claims of a pod can be used, and what must be written before they are.
 
 A bound claim goes where its volume can be reached (node affinity, zone labels). An unbound claim of a class
-that waits for its first consumer goes where a volume exists that fits (the smallest one is taken) or where one
-can be provisioned; once a node is selected for it, it goes only there.
-A ReadWriteOncePod claim admits one pod. A ReadWriteOnce claim admits one node: kube-scheduler leaves that to
-the attach step, where the second pod would hang for as long as the first one runs, so gpufleet blocks the node
-(VolumeInUse). Three more differences keep a pod from waiting for what cannot come: an unbound claim follows a
-pod that was placed with it, a claim for which a volume is reserved goes only where that volume can be reached,
-and capacity that has been used up no longer matters once a node is selected.
+that waits for its first consumer goes where a volume exists that fits (the smallest one is taken) or where
+one can be provisioned; once a node is selected for it, it goes only there. A ReadWriteOncePod claim admits
+one pod. A ReadWriteOnce claim admits one node: kube-scheduler leaves that to the attach step, where the
+second pod would hang for as long as the first one runs, so gpufleet blocks the node (VolumeInUse). Three more
+differences keep a pod from waiting for what cannot come: an unbound claim follows a pod that was placed with
+it, a claim for which a volume is reserved goes only where that volume can be reached, and capacity that has
+been used up no longer matters once a node is selected.
 Source: k8s.io/kubernetes 1.37 pkg/scheduler/framework/plugins/{volumebinding,volumezone,volumerestrictions}.
 """
 

@@ -80,6 +80,21 @@ def test_help_is_data_and_succeeds(
     assert done.stdout.startswith("Usage: gpufleet COMMAND")
 
 
+def test_help_of_a_command_may_be_asked_either_way(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    assert run("help", "logs").stdout == run("logs", "--help").stdout
+
+
+def test_an_argument_for_a_component_that_does_not_exist_is_refused(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = run("up", "--component-arg", "kube-scheduler=--v=4")
+    assert done.returncode == 2
+    assert "no such component: kube-scheduler" in done.stderr
+    assert run("up", "--component-arg", "etcd").returncode == 2
+
+
 def test_the_plugin_calls_itself_as_it_is_called() -> None:
     code = (
         "import sys; sys.argv = ['kubectl-gpufleet']; from gpufleet.cli import kubectl_main; kubectl_main()"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from hypothesis import given
@@ -148,6 +149,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
+def answering(layout: Layout) -> bool:
+    """Whether every component is known to answer."""
+    components = observe(layout).components
+    return bool(components) and all(one.answering for one in components)
+
+
 def pid_of(layout: Layout, name: str) -> int:
     found = observe(layout).component(name)
     return (found.pid if found else None) or 0
@@ -163,26 +170,26 @@ def test_a_component_starts_only_after_what_it_depends_on_answers(layout: Layout
     code = "import pathlib, sys; pathlib.Path({!r}).open('a').write('{} ')\n" + SERVE
     first = component(layout, "first", "import time; time.sleep(0.5)\n" + code.format(str(order), "first"))
     second = component(layout, "second", code.format(str(order), "second"), after=("first",))
-    with supervising(layout, second, first) as supervisor:
-        wait_for(supervisor.ready)
+    with supervising(layout, second, first):
+        wait_for(lambda: answering(layout))
     assert order.read_text() == "first second "
 
 
 def test_a_component_waits_for_the_file_it_needs(layout: Layout) -> None:
     gate = layout.run / "gate"
-    with supervising(layout, component(layout, "patient", needs=gate)) as supervisor:
+    with supervising(layout, component(layout, "patient", needs=gate)):
         time.sleep(0.5)
         assert not pid_of(layout, "patient")
         gate.touch()
-        wait_for(supervisor.ready)
+        wait_for(lambda: answering(layout))
 
 
 def test_what_is_killed_comes_back_and_is_counted(layout: Layout) -> None:
-    with supervising(layout, component(layout, "etcd")) as supervisor:
-        wait_for(supervisor.ready)
+    with supervising(layout, component(layout, "etcd")):
+        wait_for(lambda: answering(layout))
         first = pid_of(layout, "etcd")
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: pid_of(layout, "etcd") not in (first, 0) and supervisor.ready())
+        wait_for(lambda: pid_of(layout, "etcd") not in (first, 0) and answering(layout))
         found = found_component(layout, "etcd")
         assert (found.restarts, found.last_exit) == (1, -signal.SIGKILL)
 
@@ -203,8 +210,8 @@ def test_a_program_that_does_not_exist_is_told_in_its_log(layout: Layout) -> Non
 
 def test_a_stop_ends_everything_also_what_ignores_sigterm(layout: Layout) -> None:
     stubborn = component(layout, "stubborn", IGNORES_TERM, grace_s=0.3)
-    with supervising(layout, component(layout, "etcd"), stubborn) as supervisor:
-        wait_for(supervisor.ready)
+    with supervising(layout, component(layout, "etcd"), stubborn):
+        wait_for(lambda: answering(layout))
         pids = [pid_of(layout, "etcd"), pid_of(layout, "stubborn")]
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert marked_processes(layout) == {}
@@ -219,8 +226,8 @@ def test_components_end_in_the_reverse_order_of_their_start(layout: Layout) -> N
     )
     first = component(layout, "first", code.format(str(order), "first"))
     second = component(layout, "second", code.format(str(order), "second"), after=("first",))
-    with supervising(layout, first, second) as supervisor:
-        wait_for(supervisor.ready)
+    with supervising(layout, first, second):
+        wait_for(lambda: answering(layout))
     assert order.read_text() == "second first "
 
 
@@ -252,14 +259,14 @@ def left_by_a_killed_supervisor(
     wait_for(ready.exists)
     record = record_of(process.pid)
     mark = fingerprint or component(layout, name, code).fingerprint()
-    write_record(layout.record(name), Record(record.pid, record.started, mark))
+    write_record(layout.record(name), Record(record.pid, record.started, record.boot, mark))
     return process
 
 
 def test_a_new_supervisor_adopts_what_runs_as_it_should(layout: Layout) -> None:
     process = left_by_a_killed_supervisor(layout, "etcd")
-    with supervising(layout, component(layout, "etcd")) as supervisor:
-        wait_for(supervisor.ready)
+    with supervising(layout, component(layout, "etcd")):
+        wait_for(lambda: state_of(layout, "etcd") == "running")
         found = found_component(layout, "etcd")
         assert (found.pid, found.adopted, found.restarts) == (process.pid, True, 0)
     process.wait(5)
@@ -267,18 +274,18 @@ def test_a_new_supervisor_adopts_what_runs_as_it_should(layout: Layout) -> None:
 
 def test_what_was_adopted_is_restarted_when_it_dies(layout: Layout) -> None:
     process = left_by_a_killed_supervisor(layout, "etcd")
-    with supervising(layout, component(layout, "etcd")) as supervisor:
-        wait_for(supervisor.ready)
+    with supervising(layout, component(layout, "etcd")):
+        wait_for(lambda: answering(layout))
         process.kill()
         process.wait(5)
-        wait_for(lambda: pid_of(layout, "etcd") not in (process.pid, 0) and supervisor.ready())
+        wait_for(lambda: pid_of(layout, "etcd") not in (process.pid, 0) and answering(layout))
         assert found_component(layout, "etcd").restarts == 1
 
 
 def test_what_was_started_with_other_arguments_is_ended_and_started_anew(layout: Layout) -> None:
     process = left_by_a_killed_supervisor(layout, "etcd", fingerprint="of older arguments")
-    with supervising(layout, component(layout, "etcd")) as supervisor:
-        wait_for(supervisor.ready)
+    with supervising(layout, component(layout, "etcd")):
+        wait_for(lambda: answering(layout))
         assert process.wait(5) == -signal.SIGTERM
         assert pid_of(layout, "etcd") != process.pid
 
@@ -292,8 +299,8 @@ def test_a_component_without_record_is_ended_and_a_workload_is_left_alone(layout
         start_new_session=True,
     )
     try:
-        with supervising(layout, component(layout, "etcd")) as supervisor:
-            wait_for(supervisor.ready)
+        with supervising(layout, component(layout, "etcd")):
+            wait_for(lambda: answering(layout))
             assert stray.wait(5) == -signal.SIGTERM
             assert workload.poll() is None
     finally:
@@ -303,13 +310,25 @@ def test_a_component_without_record_is_ended_and_a_workload_is_left_alone(layout
 
 def test_a_record_of_another_process_with_that_pid_is_not_believed(layout: Layout) -> None:
     mine = record_of(os.getpid())
-    write_record(layout.record("etcd"), Record(os.getpid(), mine.started - 3600, "whatever"))
+    write_record(layout.record("etcd"), Record(os.getpid(), mine.started - 3600, mine.boot))
     kept = read_record(layout.record("etcd"))
     assert kept is not None
     assert not kept.alive
-    with supervising(layout, component(layout, "etcd")) as supervisor:
-        wait_for(supervisor.ready)
+    with supervising(layout, component(layout, "etcd")):
+        wait_for(lambda: answering(layout))
         assert pid_of(layout, "etcd") != os.getpid()
+
+
+def test_a_process_is_recognised_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = record_of(os.getpid())
+    boot_time, create_time = psutil.boot_time(), psutil.Process().create_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot_time + 86_400)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: create_time + 86_400)
+    assert before.alive
+
+
+def test_a_process_of_an_earlier_boot_is_not_recognised() -> None:
+    assert not msgspec.structs.replace(record_of(os.getpid()), boot="an earlier one").alive
 
 
 def test_a_damaged_record_is_no_record(layout: Layout) -> None:
@@ -360,8 +379,8 @@ def test_ending_what_ignores_sigterm_takes_sigkill() -> None:
 
 
 def test_a_silent_supervisor_is_not_believed(layout: Layout) -> None:
-    with supervising(layout, component(layout, "etcd")) as supervisor:
-        wait_for(supervisor.ready)
+    with supervising(layout, component(layout, "etcd")):
+        wait_for(lambda: answering(layout))
     said = layout.supervisor_state.read_text()
     layout.supervisor_state.write_text(said.replace(f'"pid":{os.getpid()}', '"pid":999999999'))
     state = observe(layout)

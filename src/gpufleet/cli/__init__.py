@@ -24,6 +24,8 @@ def _run(program: str) -> int:
     arguments = sys.argv[1:]
     if arguments in ([], ["--help"], ["-h"], ["help"]) and "_GPUFLEET_COMPLETE" not in os.environ:
         return _print_overview(program)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     from gpufleet.cli.app import invoke
 
     return invoke(program, arguments)

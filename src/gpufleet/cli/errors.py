@@ -32,6 +32,7 @@ CODES = {
     "FleetBusy": TIMEOUT,
     "BadBridge": USAGE,
     "BadFleetName": USAGE,
+    "UnknownComponent": USAGE,
     "Usage": USAGE,
 }
 """Exit code by reason; every other reason is 1."""

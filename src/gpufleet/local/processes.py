@@ -10,6 +10,7 @@ killed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -24,15 +25,20 @@ from gpufleet.local.layout import Layout, begin_run, write_atomic
 
 FLEET_MARKER = "GPUFLEET_FLEET"
 COMPONENT_MARKER = "GPUFLEET_COMPONENT"
-_CLOCK_SLACK_S = 2.0
-"""A start time is computed from the clock, which may be corrected by that much between two readings."""
+_ROUNDING_S = 2.0
+"""The kernel tells the time of its boot in whole seconds, so two readings of a start may differ by that much.
+"""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Record(msgspec.Struct, frozen=True):
-    """One process: `started` is its start time in seconds since the epoch."""
+    """One process. `started` is when it started in seconds since the boot `boot`: the clock may be set while
+    it runs (a virtual machine that was paused does that), the time since the boot stays true.
+    """
 
     pid: int
     started: float
+    boot: str = ""
     fingerprint: str = ""
     """What the process was started with (`Component.fingerprint`)."""
 
@@ -45,7 +51,7 @@ class Record(msgspec.Struct, frozen=True):
                 # Of a program with threads the first one may be a zombie while others still hold its ports.
                 if process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1:
                     return None
-                return cls(pid, process.create_time())
+                return cls(pid, process.create_time() - psutil.boot_time(), _boot_id())
         except psutil.Error:
             return None
 
@@ -53,7 +59,13 @@ class Record(msgspec.Struct, frozen=True):
     def alive(self) -> bool:
         """Whether this very process still runs."""
         now = Record.of(self.pid)
-        return now is not None and abs(now.started - self.started) < _CLOCK_SLACK_S
+        same_boot = now is not None and now.boot == self.boot
+        return now is not None and same_boot and abs(now.started - self.started) < _ROUNDING_S
+
+
+@functools.cache
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
 
 
 def read_record(path: Path) -> Record | None:

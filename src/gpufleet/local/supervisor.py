@@ -224,6 +224,7 @@ class Supervisor:
                 life = lifecycle.started(watched.life, record.pid, time.monotonic())
                 watched.life = lifecycle.probed(life, True)
                 log.info("component adopted", extra={"component": watched.name, "child": record.pid})
+        self._write_state()
         kept = {watched.life.pid for watched in self._watched.values()}
         strays = {
             pid: name
@@ -233,7 +234,6 @@ class Supervisor:
         for pid, name in strays.items():
             log.warning("ending what an earlier supervisor left", extra={"component": name, "child": pid})
         end([record for pid in strays if (record := Record.of(pid))], grace_s=5.0)
-        self._write_state()
 
     def _answers_soon(self, component: Component) -> bool:
         deadline = time.monotonic() + _ADOPTION_PROBE_S

@@ -32,7 +32,7 @@ from gpufleet.local.components import (
     SIMULATED_NODES,
     SUPERVISOR,
 )
-from gpufleet.local.down import end_processes
+from gpufleet.local.down import ORDER_OF_END, end_processes
 from gpufleet.local.fleetfile import Fleet, load_fleet, parse_fleet
 from gpufleet.local.layout import Layout, file_errors, layout_of, prepare, write_atomic
 from gpufleet.local.locking import fleet_lock
@@ -91,6 +91,7 @@ def up(request: Request, progress: Progress, environ: Mapping[str, str] = os.env
     fleet, text, source = _chosen_fleet(layout, request)
     _check_limits()
     _check_bridge(request.bridge)
+    _check_components(request.extra_args or {})
     prepare(layout)
     with fleet_lock(layout, lambda: progress.say("waiting for another gpufleet command on this fleet")):
         was_running = living_supervisor(layout) is not None
@@ -238,6 +239,16 @@ def _start_or_reload(
             message=f"the supervisor could not be started: {str(error.strerror).lower()}",
             hint="the limit on processes or memory may be reached: ulimit -a",
         ) from error
+
+
+def _check_components(extra_args: Mapping[str, tuple[str, ...]]) -> None:
+    unknown = sorted(set(extra_args) - set(ORDER_OF_END))
+    if unknown:
+        raise GpufleetError(
+            reason="UnknownComponent",
+            message=f"no such component: {', '.join(unknown)}",
+            hint=f"there are {', '.join(reversed(ORDER_OF_END))}",
+        )
 
 
 def _check_bridge(address: str | None) -> None:

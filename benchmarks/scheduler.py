@@ -150,7 +150,8 @@ def write_results(options: argparse.Namespace, rounds: list[Round]) -> Path:
         "peak_mib": peaks(rounds),
         "rounds": msgspec.to_builtins(rounds),
     }
-    path: Path = options.results / f"scheduler-{now.date().isoformat()}.json"
+    kind = "silent-nodes" if options.silent_nodes else "fleet"
+    path: Path = options.results / f"scheduler-{kind}-{now.date().isoformat()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path

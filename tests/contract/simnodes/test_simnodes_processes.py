@@ -257,7 +257,8 @@ async def test_only_the_control_plane_may_read_from_the_kubelet_endpoint(cluster
     with pytest.raises((aiohttp.ClientError, ssl.SSLError, ConnectionError)):
         await _ask(cluster, "pods", _context(cluster, None))
     assert (await _ask(cluster, "pods", _context(cluster, "")))[0] == 403
-    assert (await _ask(cluster, "pods", _context(cluster, "system:masters")))[0] == 200
+    for path in ("pods", "healthz", "metrics"):
+        assert (await _ask(cluster, path, _context(cluster, "system:masters")))[0] == 200
 
 
 async def test_containers_are_taken_over_after_a_crash_and_never_run_twice(

@@ -88,6 +88,34 @@ async def test_a_crash_at_any_moment_of_a_rush_gives_no_device_to_two_pods(clust
         await c.history(GPU_NODES, start.resource_version, GPUNode, complete)
 
 
+async def test_the_api_server_may_go_and_come_back(cluster: Opening) -> None:
+    async with cluster as c:
+        await c.bind(manifest("kept", 1), "gpu-0")
+        await c.bind(manifest("short", restartPolicy="Never"), "cpu-0")
+        await c.ready("kept")
+        process = cluster.fleet.process
+        assert process is not None
+        cluster.fleet.plane.kill_server()
+        await asyncio.sleep(4)
+        await asyncio.to_thread(cluster.fleet.plane.start_server)
+        assert process.poll() is None
+        await c.phase("short", "Succeeded", within=30)
+        await c.bind(manifest("new", 3), "gpu-0")
+        await c.ready("new")
+        held = await c.devices("gpu-0")
+        assert not set(held["kept"]) & set(held["new"])
+
+
+async def test_a_deleted_node_stays_deleted_until_the_next_start(cluster: Opening) -> None:
+    async with cluster as c:
+        await c.client.delete(NODES, "shared-0")
+        await until(lambda: _absent(c, "shared-0"), within=40)
+        cluster.fleet.stop(signal.SIGKILL)
+        await asyncio.to_thread(cluster.fleet.start)
+        await c.bind(manifest("p", 1), "shared-0")
+        await c.ready("p")
+
+
 async def test_what_people_did_to_a_node_stays(cluster: Opening) -> None:
     async with cluster as c:
         node = await c.client.get(NODES, "gpu-1", type=Node)

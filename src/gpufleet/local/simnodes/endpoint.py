@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from pathlib import Path
 
 import msgspec
+import prometheus_client
 from aiohttp import web
 
 from gpufleet.fleet.errors import GpufleetError
@@ -67,6 +68,7 @@ class Endpoint:
         application = web.Application(middlewares=[_only_administrators])
         router = application.router
         router.add_get("/healthz", _ok)
+        router.add_get("/metrics", _metrics)
         router.add_get("/pods", self._pods)
         router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._logs)
         for verb in _ABSENT:
@@ -232,6 +234,11 @@ def _read_from(path: Path, offset: int) -> tuple[bytes, int]:
 
 async def _ok(_: web.Request) -> web.Response:
     return web.Response(text="ok")
+
+
+async def _metrics(_: web.Request) -> web.Response:
+    headers = {"Content-Type": prometheus_client.CONTENT_TYPE_LATEST}
+    return web.Response(body=prometheus_client.generate_latest(), headers=headers)
 
 
 def _absent(verb: str) -> Callable[[web.Request], Awaitable[web.Response]]:

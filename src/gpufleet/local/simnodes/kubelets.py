@@ -21,7 +21,6 @@ from gpufleet.kube.times import parse_time
 from gpufleet.local.fleetfile import Simulation
 from gpufleet.local.simnodes import metrics
 from gpufleet.local.simnodes.adoption import adopt
-from gpufleet.local.simnodes.machines import HOST_ADDRESS
 from gpufleet.local.simnodes.node import SimulatedNode
 from gpufleet.local.simnodes.podlife import step
 from gpufleet.local.simnodes.podstate import (
@@ -187,8 +186,7 @@ class Kubelets:
             self._note(tracked.run, Note("Warning", refusal.reason, refusal.message))
             self._report(tracked)
             return
-        address = HOST_ADDRESS if pod.spec.host_network else node.address(pod)
-        tracked = self._track(accept(pod, address, now, self._times.backoff_seconds), node, play)
+        tracked = self._track(accept(pod, node.address(pod), now, self._times.backoff_seconds), node, play)
         for problem in play.problems:
             self._note(tracked.run, Note("Warning", "InvalidSimulation", problem))
         self._record_or_start(tracked)

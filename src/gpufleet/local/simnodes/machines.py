@@ -95,7 +95,10 @@ def _place(group: Group, number: int) -> dict[str, str]:
 
 
 def pod_address(machine: Machine, ordinal: int) -> str:
-    """The address of a node's pod number `ordinal`, unique in the fleet; nothing answers there."""
+    """The address of a node's pod number `ordinal`, unique in the fleet; nothing answers there.
+
+    Pods in the host's network get one too: the nodes' own address is loopback, which Services refuse.
+    """
     number = _FIRST_POD_ADDRESS + machine.number * POD_ADDRESSES_PER_NODE + ordinal
     return ".".join(str(number >> shift & 255) for shift in (24, 16, 8, 0))
 

@@ -12,13 +12,15 @@ from gpufleet.kube.workqueue import WorkQueue
 
 log = logging.getLogger("gpufleet.local.simnodes")
 
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _HOPELESS = (400, 403, 405, 413, 422)
 
 
 class Workers:
     """Calls `work(key)` for every key of `queue`, at most `concurrency` at a time.
 
-    A failed key is tried again with backoff, except where the API server will never accept it.
+    A failed key is tried again after a pause that doubles up to five seconds (a node that is late is worse
+    than a request too many), except where the API server will never accept it.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class Workers:
         self._work = work
         self._slots = asyncio.Semaphore(concurrency)
         self._what = what
+        self._failures: dict[str, int] = {}
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -40,23 +43,25 @@ class Workers:
     async def _attend(self, key: str) -> None:
         try:
             await self._work(key)
-            self._queue.forget(key)
+            self._failures.pop(key, None)
         except ApiError as error:
             if error.status in _HOPELESS:
-                self._queue.forget(key)
+                self._failures.pop(key, None)
                 log.warning("refused: %s", error.message, extra={"what": self._what, "key": key})
             else:
-                self._again(key, error)
+                self._again(key, error.message)
         except GpufleetError as error:
-            self._again(key, error)
-        except Exception:
+            self._again(key, error.message)
+        except Exception as error:
             log.exception("failed", extra={"what": self._what, "key": key})
-            self._queue.retry(key)
+            self._again(key, repr(error))
         finally:
             self._queue.done(key)
             self._slots.release()
 
-    def _again(self, key: str, error: GpufleetError) -> None:
-        delay = self._queue.retry(key)
-        fields = {"what": self._what, "key": key, "reason": error.reason, "delay": round(delay, 3)}
-        log.warning("trying again: %s", error.message, extra=fields)
+    def _again(self, key: str, problem: str) -> None:
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        delay = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures, 10))
+        self._queue.add_after(key, delay)
+        level = logging.WARNING if failures == 1 else logging.DEBUG
+        log.log(level, "trying again: %s", problem, extra={"what": self._what, "key": key, "delay": delay})

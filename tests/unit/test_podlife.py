@@ -385,3 +385,26 @@ def test_whatever_happens_no_container_runs_twice_and_every_end_is_final(
         assert run is not None
         runtime.tell(Exited(name, run.attempt, 137))
     assert runtime.life.run.over
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(["Always", "OnFailure", "Never"]), st.lists(_EVENTS, max_size=40))
+def test_whatever_was_written_is_read_back_after_a_crash(
+    policy: str, script: list[tuple[str, str, Any]]
+) -> None:
+    inits = [container("i"), container("side", **SIDECAR)]
+    runtime = Runtime(Life(pod(inits=inits, containers=_two(), restartPolicy=policy)))
+    for kind, name, detail in script:
+        event = runtime.event(kind, name, detail)
+        if event is not None:
+            runtime.tell(event, 100.0 if kind == "tick" else 0.1)
+    run, now = runtime.life.run, runtime.life.now
+    back = adopt(as_written(run, now), now, 10.0)
+    assert back.over == run.over
+    assert not run.over or phase_of(back) == phase_of(run)
+    for before, after in zip(run.runs, back.runs, strict=True):
+        assert after.attempt == before.attempt
+        assert after.ready == before.ready or before.role == "init"
+        if before.state == "running":
+            assert (after.state, after.started) == ("running", before.started or before.role == "init")
+        assert after.done == before.done

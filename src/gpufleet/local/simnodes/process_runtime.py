@@ -1,7 +1,8 @@
 """The runtime that runs containers as child processes of this machine.
 
 What an earlier process of ours left running is found first and taken over when its pod asks for it; what no
-pod asks for is ended. ConfigMaps and Secrets are read when a container starts, as a kubelet does.
+pod asks for is ended. ConfigMaps and Secrets are read when a container starts, as a kubelet does. There is no
+image and no file system of its own: volumes are not mounted, and preStop hooks are not run.
 """
 
 from __future__ import annotations

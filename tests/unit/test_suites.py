@@ -1,0 +1,29 @@
+"""`make test` runs the suites from small to real and says how long each of them took."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TEST = "def test_one():\n    pass\n\n\ndef test_two():\n    pass\n"
+
+
+def test_suites_run_from_small_to_real_and_are_timed(tmp_path: Path) -> None:
+    for suite in ("e2e", "contract", "unit"):
+        folder = tmp_path / "tests" / suite
+        folder.mkdir(parents=True)
+        (folder / f"test_{suite}.py").write_text(TEST)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "tools.suites", "-v", "--rootdir", tmp_path, "tests"],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    ran = [line.split("::")[0] for line in lines if "PASSED" in line]
+    assert ran == [
+        f"tests/{suite}/test_{suite}.py" for suite in ("unit", "contract", "e2e") for _ in range(2)
+    ]
+    timed = [line.split()[:3] for line in lines if line.endswith(" s") and " tests " in line]
+    assert timed == [[suite, "2", "tests"] for suite in ("unit", "contract", "e2e")]
+    assert "6 passed" in lines[-1]

@@ -59,6 +59,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--lease-namespace", default="kube-system", help="namespace of the Lease")
     parser.add_argument("--lease-name", default="gpufleet-scheduler", help="name of the Lease")
+    parser.add_argument(
+        "--lease-seconds", type=int, default=15, help="how long a leader that fell silent is waited for"
+    )
     parser.add_argument("--no-leader-election", action="store_true", help="lead at once (one process only)")
     parser.add_argument("--qps", type=float, help="limit of requests per second; none by default")
     parser.add_argument("--burst", type=int, help="requests that may exceed --qps at once")
@@ -66,6 +69,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.rooms != "scheduling":
         parser.error(f"unknown room in --rooms {options.rooms}; there is: scheduling")
+    if options.lease_seconds < 1:
+        parser.error("--lease-seconds must be at least 1")
     return options
 
 
@@ -76,7 +81,13 @@ async def _run(options: argparse.Namespace) -> None:
     elector = None
     if not options.no_leader_election:
         elector = LeaderElector(
-            config, namespace=options.lease_namespace, name=options.lease_name, identity=identity
+            config,
+            namespace=options.lease_namespace,
+            name=options.lease_name,
+            identity=identity,
+            lease_seconds=options.lease_seconds,
+            renew_seconds=options.lease_seconds * 2 / 3,
+            retry_seconds=options.lease_seconds * 2 / 15,
         )
     guard = elector.guard if elector else None
     async with Client(

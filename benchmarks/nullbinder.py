@@ -21,7 +21,8 @@ from gpufleet.kube.config import load_config
 from gpufleet.kube.kinds import EVENTS, NODES, PODS
 from gpufleet.kube.objects.meta import ObjectMeta, PartialObject
 
-CONNECTIONS = 64
+BINDERS = 48
+TELLERS = 16
 
 
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -62,23 +63,37 @@ def scheduled_event(pod: ObjectMeta, node: str) -> dict[str, object]:
     }
 
 
-async def bind_all(client: Client, queue: asyncio.Queue[tuple[ObjectMeta, str]]) -> None:
+Bindings = asyncio.Queue[tuple[ObjectMeta, str]]
+
+
+async def bind_all(client: Client, queue: Bindings, bound: Bindings) -> None:
     """Bind what comes, one pod at a time; many of these run side by side."""
     while True:
         pod, node = await queue.get()
         await client.bind(pod.namespace, pod.name, uid=pod.uid, node=node)
+        bound.put_nowait((pod, node))
+
+
+async def tell_all(client: Client, bound: Bindings) -> None:
+    """Write the Events of what was bound, behind the bindings, as schedulers do."""
+    while True:
+        pod, node = await bound.get()
         await client.create(EVENTS, scheduled_event(pod, node))
 
 
 async def run(kubeconfig: str, scheduler_name: str) -> None:
     """Watch the pods of `scheduler_name` and bind them until cancelled."""
-    async with Client(load_config(kubeconfig), user_agent="null-binder", connections=CONNECTIONS) as client:
+    async with Client(
+        load_config(kubeconfig), user_agent="null-binder", connections=BINDERS + TELLERS
+    ) as client:
         nodes = cycle([one.metadata.name for one in (await client.list(NODES, type=PartialObject)).items])
-        queue: asyncio.Queue[tuple[ObjectMeta, str]] = asyncio.Queue()
+        queue, bound = Bindings(), Bindings()
         chosen = f"spec.schedulerName={scheduler_name}"
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(CONNECTIONS):
-                tasks.create_task(bind_all(client, queue))
+            for _ in range(BINDERS):
+                tasks.create_task(bind_all(client, queue, bound))
+            for _ in range(TELLERS):
+                tasks.create_task(tell_all(client, bound))
             listing = await client.list(PODS, fields=chosen, type=Pod)
             for pod in listing.items:
                 if not pod.spec.node_name:

@@ -21,8 +21,8 @@ from benchmarks.nodes import GPUS_PER_NODE, PATIENCE_S
 from benchmarks.nullbinder import Pod
 
 from gpufleet.kube.client import Client
-from gpufleet.kube.kinds import NAMESPACES, PODS, SERVICE_ACCOUNTS
-from gpufleet.kube.objects.meta import PartialObject
+from gpufleet.kube.kinds import EVENTS, NAMESPACES, PODS, SERVICE_ACCOUNTS
+from gpufleet.kube.objects.meta import ObjectMeta, PartialObject
 
 NAMESPACE = "bench"
 CONNECTIONS = 64
@@ -31,49 +31,82 @@ WARM_UP_PODS = 64
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """What one round measured. `cpu_seconds` and `peak_mib` (resident memory) are by program."""
+    """What one round measured.
+
+    `seconds` end with the last binding, `told_seconds` with the last Event about one. `cpu_seconds` (until
+    then) and `peak_mib` (resident memory) are by program.
+    """
 
     contender: str
     pods: int
     seconds: float
     pods_per_second: float
+    told_seconds: float
     median_latency_ms: float
     p99_latency_ms: float
     cpu_seconds: dict[str, float]
     peak_mib: dict[str, float]
 
 
+class Regarding(msgspec.Struct, frozen=True):
+    """The object of an Event."""
+
+    name: str = ""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """As much of an Event as tells that a pod was scheduled."""
+
+    metadata: ObjectMeta
+    reason: str = ""
+    regarding: Regarding = Regarding()
+
+
 class Observer:
-    """The one witness: when each pod was seen bound, and where."""
+    """The one witness: when each pod was seen bound, where, and when its Event was seen."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self.bound_at: dict[str, float] = {}
+        self.told_at: dict[str, float] = {}
         self.node_of: dict[str, str] = {}
         self._grew = asyncio.Event()
 
-    async def run(self, resource_version: str) -> None:
-        """Watch from `resource_version` until cancelled."""
+    async def watch_pods(self, resource_version: str) -> None:
+        """Watch pods from `resource_version` until cancelled."""
         while True:
             stream = self._client.watch(PODS, NAMESPACE, resource_version=resource_version, type=Pod)
             async for event in stream:
                 resource_version = event.resource_version or resource_version
                 pod = event.object
                 if pod and pod.spec.node_name and pod.metadata.name not in self.bound_at:
-                    self.bound_at[pod.metadata.name] = time.perf_counter()
                     self.node_of[pod.metadata.name] = pod.spec.node_name
-                    self._grew.set()
+                    self._saw(pod.metadata.name, self.bound_at)
+
+    async def watch_events(self, resource_version: str) -> None:
+        """Watch Events from `resource_version` until cancelled."""
+        while True:
+            stream = self._client.watch(EVENTS, NAMESPACE, resource_version=resource_version, type=Event)
+            async for event in stream:
+                resource_version = event.resource_version or resource_version
+                if event.object and event.object.reason == "Scheduled":
+                    self._saw(event.object.regarding.name, self.told_at)
+
+    def _saw(self, name: str, when: dict[str, float]) -> None:
+        when.setdefault(name, time.perf_counter())
+        self._grew.set()
 
     async def wait_for(self, count: int, fleet: Fleet, contender: str) -> None:
-        """Wait until `count` pods were seen bound; raises when the contender ends or nothing moves."""
-        while len(self.bound_at) < count:
+        """Wait until `count` pods were seen bound and told about; raises when the contender ends or hangs."""
+        while min(len(self.bound_at), len(self.told_at)) < count:
             self._grew.clear()
             try:
                 await asyncio.wait_for(self._grew.wait(), STUCK_S)
             except TimeoutError:
                 fleet.must_run(contender)
-                bound = f"bound {len(self.bound_at)} of {count} pods, then none for {STUCK_S:.0f} s"
-                raise TimeoutError(f"{contender} {bound}; {fleet.last_words(contender)}") from None
+                seen = f"{len(self.bound_at)} bindings and {len(self.told_at)} Events for {count} pods"
+                hangs = f"{contender}: {seen}, then nothing for {STUCK_S:.0f} s"
+                raise TimeoutError(f"{hangs}; {fleet.last_words(contender)}") from None
 
 
 def pod_body(name: str) -> bytes:
@@ -156,30 +189,34 @@ async def measure(fleet: Fleet, client: Client, contender: str, argv: Sequence[s
 async def _bind(
     fleet: Fleet, client: Client, contender: str, names: Sequence[str], peak: dict[str, float]
 ) -> Round:
-    listing = await client.list(PODS, NAMESPACE, type=PartialObject)
     observer = Observer(client)
-    watching = asyncio.create_task(observer.run(listing.resource_version))
-    sampling = asyncio.create_task(watch_memory(fleet, peak))
+    version = (await client.list(PODS, NAMESPACE, type=PartialObject)).resource_version
+    tasks = [
+        asyncio.create_task(observer.watch_pods(version)),
+        asyncio.create_task(observer.watch_events(version)),
+        asyncio.create_task(watch_memory(fleet, peak)),
+    ]
     await asyncio.sleep(0.2)
     before, started = cpu_seconds(fleet), time.perf_counter()
     try:
         created = await create_pods(client, names)
         await observer.wait_for(len(names), fleet, contender)
     finally:
-        watching.cancel()
-        sampling.cancel()
-        await asyncio.gather(watching, sampling, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     after = cpu_seconds(fleet)
     check_capacity(contender, observer.node_of)
     seconds = max(observer.bound_at.values()) - started
-    waits = sorted(observer.bound_at[name] - created[name] for name in names)
+    waits = sorted(max(0.0, observer.bound_at[name] - created[name]) for name in names)
     return Round(
         contender=contender,
         pods=len(names),
         seconds=round(seconds, 3),
         pods_per_second=round(len(names) / seconds, 1),
-        median_latency_ms=round(1e3 * max(0.0, waits[len(waits) // 2]), 1),
-        p99_latency_ms=round(1e3 * max(0.0, waits[len(waits) * 99 // 100]), 1),
+        told_seconds=round(max(observer.told_at.values()) - started, 3),
+        median_latency_ms=round(1e3 * waits[len(waits) // 2], 1),
+        p99_latency_ms=round(1e3 * waits[len(waits) * 99 // 100], 1),
         cpu_seconds={name: round(after[name] - before[name], 2) for name in after},
         peak_mib={name: round(mib, 1) for name, mib in sorted(peak.items())},
     )

@@ -50,7 +50,8 @@ async def run_rounds(one: Fleet, options: argparse.Namespace) -> list[Round]:
         await prepare_namespace(client)
         rounds = []
         for number in range(options.rounds):
-            for name in options.contenders:
+            turn = number % len(options.contenders)
+            for name in options.contenders[turn:] + options.contenders[:turn]:
                 result = await measure(one, client, name, CONTENDERS[name](one), options.pods)
                 rounds.append(result)
                 report(
@@ -94,6 +95,7 @@ def summary(rounds: list[Round]) -> dict[str, dict[str, Any]]:
         own = [one for one in rounds if one.contender == name]
         found[name] = {
             "pods_per_second": round(statistics.median(one.pods_per_second for one in own), 1),
+            "told_seconds": round(statistics.median(one.told_seconds for one in own), 2),
             "median_latency_ms": round(statistics.median(one.median_latency_ms for one in own), 1),
             "p99_latency_ms": round(statistics.median(one.p99_latency_ms for one in own), 1),
             "cpu_seconds": round(statistics.median(one.cpu_seconds[name] for one in own), 2),
@@ -117,11 +119,11 @@ def print_report(options: argparse.Namespace, rounds: list[Round]) -> None:
     where = f"preset {options.preset} ({nodes})"
     print(f"{options.pods} pods of one GPU on {where}, medians of {options.rounds} rounds")
     print(f"{facts['cores']} cores, {facts['memory_gib']} GiB, Kubernetes {facts['kubernetes']}")
-    print(f"{'':<16}{'pods/s':>8}{'median ms':>11}{'p99 ms':>9}{'CPU s':>8}{'peak MiB':>10}")
+    print(f"{'':<16}{'pods/s':>8}{'median ms':>11}{'p99 ms':>9}{'Events s':>10}{'CPU s':>8}{'peak MiB':>10}")
     for name, row in medians.items():
         print(
             f"{name:<16}{row['pods_per_second']:>8.0f}{row['median_latency_ms']:>11.0f}"
-            f"{row['p99_latency_ms']:>9.0f}{row['cpu_seconds']:>8.1f}{row['peak_mib']:>10.0f}"
+            f"{row['p99_latency_ms']:>9.0f}{row['told_seconds']:>10.1f}{row['cpu_seconds']:>8.1f}{row['peak_mib']:>10.0f}"
         )
     print(
         "memory at the peak (MiB): " + ", ".join(f"{name} {mib:.0f}" for name, mib in peaks(rounds).items())

@@ -150,13 +150,10 @@ def test_selected_lines_are_the_last_ones_and_whole(parts: list[bytes], tail: in
     assert chosen == lines[max(0, len(lines) - tail) :]
 
 
-def test_a_container_folder_remembers_lengths_exit_codes_and_attempts(tmp_path: Path) -> None:
+def test_a_container_folder_remembers_lengths_and_exit_codes(tmp_path: Path) -> None:
     folder = ContainerFolder(tmp_path)
     assert folder.note_length(0, 1.0, 0) == 0
     folder.log(0).write_bytes(b"x\n")
-    folder.log(10).write_bytes(b"")
-    folder.log(2).write_bytes(b"")
-    assert folder.attempts() == [0, 2, 10]
     assert folder.note_length(0, 5.0, 0) == 2
     assert folder.note_length(0, 6.0, 2) == 2
     assert clock_of(folder, 0) == [(2, 5.0)]

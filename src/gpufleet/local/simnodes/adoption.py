@@ -39,7 +39,8 @@ def _adopted(run: Run, seen: ContainerStatus | None) -> Run:
     last = None
     if ended is not None:
         began, finished = parse_time(ended.started_at), parse_time(ended.finished_at)
-        last = Ended(ended.exit_code, ended.reason, began, finished, seen.restart_count)
+        attempt = seen.restart_count - (state.running is not None)
+        last = Ended(ended.exit_code, ended.reason, began, finished, attempt)
     run = msgspec.structs.replace(run, attempt=seen.restart_count, last=last)
     if state.running is not None:
         return msgspec.structs.replace(

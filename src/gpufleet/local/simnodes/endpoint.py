@@ -32,7 +32,7 @@ from gpufleet.local.simnodes.podlogs import (
     rendered,
     select,
 )
-from gpufleet.local.simnodes.podstate import RUNNING, PodRun, Run, container_of
+from gpufleet.local.simnodes.podstate import ENDED, RUNNING, STOPPING, PodRun, Run, container_of
 
 ALLOWED_GROUP = "system:masters"
 _POLL_S = 0.5
@@ -109,6 +109,9 @@ class Endpoint:
             options = log_options(request.query, time.time())
         except ValueError as error:
             return web.Response(status=400, text=f"cannot read the options: {error}")
+        problem = no_logs(tracked, run, previous=options.previous)
+        if problem:
+            return web.Response(status=400, text=problem)
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         response.enable_chunked_encoding()
         await response.prepare(request)
@@ -126,22 +129,20 @@ class Endpoint:
         if tracked.process:
             meta = tracked.run.pod.metadata
             folder = container_folder(self._state, meta.namespace, meta.name, meta.uid, run.name)
-            return self._file(tracked, run.name, folder, options)
+            return self._file(tracked, run, folder, options)
         return self._played(tracked, run.name, options)
 
     async def _file(
-        self, tracked: Tracked, container: str, folder: ContainerFolder, options: LogOptions
+        self, tracked: Tracked, run: Run, folder: ContainerFolder, options: LogOptions
     ) -> AsyncIterator[bytes]:
-        attempts = await asyncio.to_thread(folder.attempts)
-        attempt = _attempt(attempts, previous=options.previous)
-        if attempt is None:
-            return
+        attempt = attempt_shown(run, previous=options.previous)
+        assert attempt is not None
         data, offset = await asyncio.to_thread(_read_all, folder.log(attempt))
         clock = await asyncio.to_thread(clock_of, folder, attempt)
         lines = lines_of(data, 0, clock or [(offset, time.time())])
         yield rendered(select(lines, options), options)
         while options.follow:
-            playing = _plays(tracked, container, attempt)
+            playing = _plays(tracked, run.name, attempt)
             more, after = await asyncio.to_thread(_read_from, folder.log(attempt), offset)
             if more:
                 clock = await asyncio.to_thread(clock_of, folder, attempt)
@@ -158,13 +159,36 @@ class Endpoint:
             assert run is not None
             devices = tracked.node.held(tracked.run.uid, container)
             lines = played_lines(tracked.run, run, devices)
-            if options.previous and run.last is None:
-                return
             yield rendered(select(lines, options) if not told else lines[told:], options)
             told = len(lines)
             if not options.follow or tracked.run.over or tracked.gone:
                 return
             await asyncio.sleep(_POLL_S)
+
+
+def attempt_shown(run: Run, *, previous: bool) -> int | None:
+    """Which attempt of a container `logs` shows, or None when there is none (yet).
+
+    While the container waits for its next attempt, that is the last one, also for `previous`.
+    Source: pkg/kubelet/kubelet_pods.go validateContainerLogStatus.
+    """
+    if run.state in (RUNNING, STOPPING, ENDED):
+        attempt = run.attempt - previous
+    else:
+        attempt = run.last.attempt if run.last is not None else -1
+    return attempt if attempt >= 0 else None
+
+
+def no_logs(tracked: Tracked, run: Run, *, previous: bool) -> str:
+    """Why there is nothing to show, in a kubelet's words; empty when there is something."""
+    if attempt_shown(run, previous=previous) is not None:
+        return ""
+    name = tracked.run.pod.metadata.name
+    if previous:
+        return f'previous terminated container "{run.name}" in pod "{name}" not found'
+    if tracked.process:
+        return f'container "{run.name}" in pod "{name}" is waiting to start: {run.reason}'
+    return ""
 
 
 def played_lines(pod: PodRun, run: Run, devices: Iterable[str]) -> list[Line]:
@@ -205,11 +229,6 @@ def log_options(query: Mapping[str, str], now: float) -> LogOptions:
         limit_bytes=number("limitBytes"),
         since=since if seconds is None else now - seconds,
     )
-
-
-def _attempt(attempts: list[int], *, previous: bool) -> int | None:
-    wanted = attempts[:-1] if previous else attempts
-    return wanted[-1] if wanted else None
 
 
 def _plays(tracked: Tracked, container: str, attempt: int) -> bool:

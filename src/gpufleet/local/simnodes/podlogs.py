@@ -8,15 +8,12 @@ timestamps and `sinceSeconds` are made of, true to about a second. `<attempt>.ex
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from gpufleet.kube.times import format_micro_time
-
-_ATTEMPT = re.compile(r"(\d+)\.log")
 
 
 class LogOptions(msgspec.Struct, frozen=True):
@@ -60,11 +57,6 @@ class ContainerFolder(msgspec.Struct, frozen=True):
             return int(self.exit(attempt).read_text())
         except (OSError, ValueError):
             return None
-
-    def attempts(self) -> list[int]:
-        """All attempts that have a log, in order."""
-        names = (_ATTEMPT.fullmatch(path.name) for path in self.path.glob("*.log"))
-        return sorted(int(match[1]) for match in names if match)
 
     def note_length(self, attempt: int, now: float, known: int) -> int:
         """Record the length of the log if it is not `known`; the length."""

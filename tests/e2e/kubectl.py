@@ -1,15 +1,18 @@
 """kubectl as a user types it: the real one, with the fleet's kubeconfig and our plugin on PATH.
 
-Its output depends on the moment (ages, generated names, uids, addresses), so what is compared is `plain`.
+A session is a transcript (sessions/*.txt): commands and what they print, played on the fleet and compared.
+Output depends on the moment (ages, generated names, uids, addresses), so `plain` output is compared. A line
+`...` in a transcript stands for any lines, `[...]` for anything within its line.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,6 +20,7 @@ from tests.e2e.local_fleet import LocalFleet
 
 from gpufleet.local.controlplane import locate
 
+SESSIONS = Path(__file__).parent / "sessions"
 _PLUGIN = """\
 #!{python}
 import sys
@@ -75,6 +79,21 @@ class Kubectl(msgspec.Struct, frozen=True):
             env=dict(self.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
+    def session(self, name: str, *, given: str = "") -> None:
+        """Play a transcript: lines of `$ kubectl ...`, each followed by what it must print.
+
+        What a command says on stderr comes after its output, then its exit status if it is not 0. `given` is
+        the standard input of commands with `-f -`.
+        """
+        for command, expected in _steps((SESSIONS / f"{name}.txt").read_text()):
+            arguments = shlex.split(command)[1:]
+            done = self.run(*arguments, given=given if "-" in arguments else "")
+            status = [f"exit status {done.returncode}"] if done.returncode else []
+            printed = "\n".join([done.stdout, done.stderr, *status])
+            assert matches(plain(printed), expected), (
+                f"$ {command}\n{plain(printed)}\n--- not as:\n{expected}"
+            )
+
     def _where(self, arguments: Sequence[str]) -> list[str]:
         """The namespace as a flag; plugins take theirs after their name."""
         named = {"-n", "-A", "--namespace", "--all-namespaces"} & set(arguments)
@@ -85,5 +104,21 @@ def plain(text: str) -> str:
     """Output without what changes from run to run, columns separated by one run of two spaces."""
     for pattern, word in _CHANGING:
         text = re.sub(pattern, word, text)
-    lines = (re.sub(r"[ \t]{2,}|\t", "  ", line).rstrip() for line in text.splitlines())
+    lines = (re.sub(r"[ \t]{2,}|\t", "  ", line.strip()) for line in text.splitlines())
     return "\n".join(line for line in lines if line)
+
+
+def matches(printed: str, expected: str) -> bool:
+    """Whether plain output is as a transcript has it."""
+    pattern = ""
+    for line in expected.splitlines():
+        words = ".*".join(re.escape(part) for part in line.split("[...]"))
+        pattern += "(?:.*\n)*?" if line == "..." else words + "\n"
+    return re.fullmatch(pattern, printed + "\n" if printed else "") is not None
+
+
+def _steps(transcript: str) -> Iterator[tuple[str, str]]:
+    lines = transcript.splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("$ kubectl")]
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        yield lines[start].removeprefix("$ "), "\n".join(line for line in lines[start + 1 : end] if line)

@@ -56,6 +56,7 @@ CODES: dict[str, str] = {
     "GangUnplaceable": "Not all pods that the gang needs fit at once, so none is bound.",
     "GangInvalid": "The pods of the gang disagree about its size, or the size is not a positive number.",
     "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler.",
+    "Terminating": "The pod is being deleted, so it is not placed any more.",
     "NoNodes": "The cluster has no nodes.",
     # what happens instead of a placement
     "WaitingForVictims": "Victims were evicted for this pod and have not ended yet.",
@@ -67,6 +68,7 @@ CODES: dict[str, str] = {
     "SpreadReplicas": "Replicas of one owner are kept on different nodes.",
     "PreferenceMatched": "The node matches preferred affinity or spread of the pod.",
     "OnlyFit": "No other node fits.",
+    "RoomMade": "Others were evicted from the node, or ended there, for this pod.",
     "GangPlaced": "All pods that the gang needs were placed together.",
     "Preempted": "The pod was evicted so that a pod of higher priority can run.",
     "HeldForNominated": "The free capacity is held for a pod for which victims were evicted.",

@@ -24,10 +24,9 @@ Namespaces = Mapping[str, Mapping[str, str]]
 
 
 def prepare_required(pod: Pod, ledger: Ledger) -> Prepared | None:
-    """The filter of required affinity and anti-affinity; None while no pod has any that could matter."""
+    """The filter of required affinity and anti-affinity; None while neither side has any about the other."""
     shape = pod.shape
-    own = shape.affinity or shape.anti_affinity
-    if own or any(account.anti_affine for account in ledger.accounts.values()):
+    if shape.affinity or shape.anti_affinity or _is_refused(pod, ledger):
         return RequiredAffinity(pod, ledger)
     return None
 
@@ -48,6 +47,16 @@ def term_test(term: PodAffinityTerm, namespaces: Namespaces) -> PodTest:
     matching = named | {name for name, labels in namespaces.items() if wanted.matches(labels)}
     everywhere = not wanted.requirements
     return lambda pod: (everywhere or pod.namespace in matching) and selected(pod.labels)
+
+
+def refuses(shape: PodShape, pod: Pod, namespaces: Namespaces) -> bool:
+    """Whether pods of a shape refuse the pod in some topology domain."""
+    return any(term_test(term, namespaces)(pod) for term in shape.anti_affinity)
+
+
+def _is_refused(pod: Pod, ledger: Ledger) -> bool:
+    shapes = {other.shape for account in ledger.accounts.values() for other in account.anti_affine}
+    return any(refuses(shape, pod, ledger.snapshot.namespaces) for shape in shapes)
 
 
 def all_terms_test(terms: Sequence[PodAffinityTerm], namespaces: Namespaces) -> PodTest:

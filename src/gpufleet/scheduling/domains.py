@@ -1,7 +1,7 @@
 """Topology domains: nodes that share a value of a label, and the pods counted in each.
 
-Spread and pod affinity both ask how many pods that match a selector run in each domain. The counts only grow
-during a decision, one pod at a time, which is what keeps the lowest and the highest of them known without a
+Spread and pod affinity both ask how many pods that match a selector run in each domain. During a decision the
+counts change by one pod at a time, which is what keeps the lowest and the highest of them known without a
 search.
 """
 
@@ -29,13 +29,25 @@ class Domains:
 
     def add(self, value: str) -> None:
         """Count one more pod in a domain that was there from the start."""
-        count = self.counts[value]
-        self.counts[value] = count + 1
-        self._domains_at[count] -= 1
-        self._domains_at[count + 1] += 1
+        count = self._move(value, 1)
         if count == self.lowest and not self._domains_at[count]:
             self.lowest = count + 1
         self.highest = max(self.highest, count + 1)
+
+    def remove(self, value: str) -> None:
+        """Count one pod less in a domain."""
+        count = self._move(value, -1)
+        if count == self.highest and not self._domains_at[count]:
+            self.highest = count - 1
+        self.lowest = min(self.lowest, count - 1)
+
+    def _move(self, value: str, by: int) -> int:
+        """Change the count of a domain; the count before."""
+        count = self.counts[value]
+        self.counts[value] = count + by
+        self._domains_at[count] -= 1
+        self._domains_at[count + by] += 1
+        return count
 
 
 def label_test(selector: LabelSelector | None) -> LabelTest:

@@ -20,9 +20,10 @@ from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.changes import Change, helpful_changes
-from gpufleet.scheduling.cycle import Policy, decide, place
+from gpufleet.scheduling.cycle import Policy, decide
 from gpufleet.scheduling.gangs import Unit, units
 from gpufleet.scheduling.ledger import Ledger, account_of
+from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
 
 

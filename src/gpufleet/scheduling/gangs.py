@@ -2,13 +2,13 @@
 
 A unit of decision is one pod or one gang. A gang needs `minimum` pods in all; those already bound and those
 that have succeeded count, so a gang whose member was replaced needs only the replacement. Units are taken by
-priority, then units for which room is already being made or that are partly bound, then by age.
+priority, then units for which room is already being made, then units that are partly bound, then by age.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -31,12 +31,16 @@ class Unit(msgspec.Struct, frozen=True):
     problem: Reason | None = None
 
     @property
+    def nominated(self) -> bool:
+        """Whether room is being made for a part of it."""
+        return any(pod.nominated_node for pod in self.pods)
+
+    @property
     def order(self) -> tuple[int, int, float, str]:
         """The place in the queue; smaller goes first."""
-        started = self.running > 0 or any(pod.nominated_node for pod in self.pods)
         return (
             -max(pod.priority for pod in self.pods),
-            0 if started else 1,
+            0 if self.nominated else 1 if self.running else 2,
             min(pod.created for pod in self.pods),
             self.gang or self.pods[0].key,
         )
@@ -59,7 +63,7 @@ def units(snapshot: Snapshot, responsible: Callable[[Pod], bool]) -> list[Unit]:
             gangs[pod.gang_key].append(pod)
     if gangs:
         running = running_members(snapshot, gangs)
-        singles.extend(_gang_unit(key, pods, running.get(key, 0), snapshot) for key, pods in gangs.items())
+        singles.extend(gang_unit(key, pods, running.get(key, 0), snapshot) for key, pods in gangs.items())
     return sorted(singles, key=lambda unit: unit.order)
 
 
@@ -74,7 +78,8 @@ def running_members(snapshot: Snapshot, gangs: Iterable[str]) -> Mapping[str, in
     return counts
 
 
-def _gang_unit(key: str, members: list[Pod], running: int, snapshot: Snapshot) -> Unit:
+def gang_unit(key: str, members: Sequence[Pod], running: int, snapshot: Snapshot) -> Unit:
+    """The unit of a gang of which `members` wait and `running` pods are bound."""
     pods = tuple(sorted(members, key=_largest_first))
     done = running + snapshot.gang_successes.get(key, 0)
     minimums = {pod.gang.minimum for pod in members if pod.gang}

@@ -53,6 +53,15 @@ class NodeAccount(msgspec.Struct, frozen=True):
         gone = set(keys)
         return account_of(self.node, {key: pod for key, pod in self.pods.items() if key not in gone})
 
+    def ending(self, keys: Iterable[str]) -> NodeAccount:
+        """This account with the named pods terminating: they hold what they hold until they are gone."""
+        doomed = set(keys)
+        pods = {
+            key: msgspec.structs.replace(pod, terminating=True) if key in doomed else pod
+            for key, pod in self.pods.items()
+        }
+        return account_of(self.node, pods)
+
 
 def account_of(node: Node, pods: Mapping[str, Pod]) -> NodeAccount:
     """The account of a node that runs `pods`, computed from nothing else."""
@@ -79,7 +88,7 @@ class Ledger:
     ) -> None:
         self.snapshot = snapshot
         self.accounts = accounts
-        self.promised_volumes = promised_volumes or {}
+        self.promised_volumes = {} if promised_volumes is None else promised_volumes
         """Volume name to claim key: promised in this decision, not yet written."""
 
     @classmethod
@@ -107,6 +116,11 @@ class Ledger:
     def remove(self, node: str, keys: Iterable[str]) -> NodeAccount:
         """Stop counting pods on `node`; the node's new account."""
         account = self.accounts[node] = self.accounts[node].without(keys)
+        return account
+
+    def end(self, node: str, keys: Iterable[str]) -> NodeAccount:
+        """Count pods on `node` as terminating; the node's new account."""
+        account = self.accounts[node] = self.accounts[node].ending(keys)
         return account
 
 

@@ -43,7 +43,7 @@ _SENTENCES: dict[str, str] = {
     "ResourceNotOffered": "{nodes} without any {detail}",
     "TooManyPods": "{nodes} already at the maximum number of pods",
     "HostPortTaken": "{nodes} with a host port taken{colon_detail}",
-    "PodAffinityUnmatched": "{nodes} in a domain without a pod that the required pod affinity asks for{colon_detail}",
+    "PodAffinityUnmatched": "{nodes} without the pods that required pod affinity needs{colon_detail}",
     "PodAntiAffinityConflict": "{nodes} ruled out by pod anti-affinity{colon_detail}",
     "TopologySpreadExceeded": "{nodes} where a topology spread constraint would be exceeded{colon_detail}",
     "VolumeNodeConflict": "{nodes} from which a volume cannot be reached{colon_detail}",

@@ -2,8 +2,9 @@
 
 A filter is prepared once for a pod against a ledger and then asked about one node after the other; preparing
 may look at the whole fleet, asking costs about a microsecond. Where the answer depends on other nodes, the
-prepared filter is told of every pod that the same decision places (`placed`) and then answers as if it had
-been prepared anew. It never forgets: after a removal it must be prepared again.
+prepared filter is told of every pod that the same decision places (`placed`) or evicts (`ended`, where it
+matters that a pod is terminating) and then answers as if it had been prepared anew. It never forgets: after a
+removal it must be prepared again.
 """
 
 from __future__ import annotations

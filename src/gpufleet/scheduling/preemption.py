@@ -2,151 +2,379 @@
 
 On each node all pods of lower priority are taken away; if the pod then fits, they are put back one by one as
 long as it still fits, first those that a disruption budget protects, then by priority. Who cannot come back
-is a victim, so the set is minimal: no victim can be spared. Two orders of equals are tried (large requests
-first, small ones first) and the cheaper result wins. Pods that are ending anyway make room for nothing and
+is a victim, so the set is minimal: no victim can be spared. Two orders of equals are tried (those first that
+hold much of what is missing, those first that hold little), and where neither is provably the smallest set on
+a node with few candidates, all smaller sets are tried. Pods that are ending anyway make room for nothing and
 cost nothing. A gang that would fall below its minimum ends as a whole: the rest of it would only hold GPUs.
 Nodes are compared by broken budgets, then the highest priority hurt, then the number of victims, then GPUs
 taken.
+
+A node's choice is kept until something that it depends on changes, so that thousand pods that ask the same
+question cost little more than one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from itertools import accumulate, combinations
+from typing import Protocol
 
 import msgspec
 
 from gpufleet.fleet.pods import Pod, gpus_requested
-from gpufleet.fleet.snapshot import DisruptionBudget
+from gpufleet.scheduling.affinity import all_terms_test
+from gpufleet.scheduling.budgets import Budgets
 from gpufleet.scheduling.ledger import NodeAccount
+from gpufleet.scheduling.search import Search
 from gpufleet.scheduling.trial import Trial
 
 CANDIDATES = 100
-"""Nodes examined per pod at least; beyond that a tenth of the fleet, as kube-scheduler does."""
+"""Nodes with victims compared per pod at least; beyond that a tenth of the fleet, as kube-scheduler does."""
+
+EXACT = 10
+"""Up to so many candidates on a node, all smaller sets of victims are tried."""
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """A node and the pods that must end there (none when pods that are ending already make the room)."""
+    """A node and the pods that must end there (none when pods that are ending already make the room).
+
+    `cost` is what is compared between nodes; smaller is better.
+    """
 
     node: str
     victims: tuple[Pod, ...]
-    broken_budgets: int = 0
+    cost: tuple[int, int, int, int, int, str]
 
-    @property
-    def cost(self) -> tuple[int, int, int, int, int, str]:
-        """What is compared between nodes; smaller is better."""
-        highest = max((victim.priority for victim in self.victims), default=-(2**31))
-        gpus = sum(gpus_requested(victim.shape) for victim in self.victims)
-        priorities = sum(victim.priority for victim in self.victims)
-        return (self.broken_budgets, highest, len(self.victims), gpus, priorities, self.node)
+    @classmethod
+    def of(cls, node: str, victims: tuple[Pod, ...], broken_budgets: int = 0) -> Choice:
+        """The choice with its cost."""
+        highest = max((victim.priority for victim in victims), default=-(2**31))
+        gpus = sum(gpus_requested(victim.shape) for victim in victims)
+        priorities = sum(victim.priority for victim in victims)
+        return cls(node, victims, (broken_budgets, highest, len(victims), gpus, priorities, node))
 
 
-class Budgets:
-    """Disruption budgets during one decision: what may still be disrupted after the evictions chosen so far."""
+class Room(Protocol):
+    """A node without the pods of lower priority, to which they come back while the pod still fits."""
 
-    def __init__(self, budgets: Iterable[DisruptionBudget]) -> None:
-        self._budgets = list(budgets)
-        self._left = [budget.allowed for budget in self._budgets]
+    def spare(self, group: Sequence[Pod]) -> bool:
+        """Put pods back if the pod still fits then; whether it does."""
 
-    def spend(self, victims: Iterable[Pod]) -> None:
-        """Count evictions that were chosen."""
-        for victim in victims:
-            for index in self._protecting(victim):
-                self._left[index] -= 1
 
-    def broken_by(self, victims: Iterable[Pod]) -> int:
-        """How many of these evictions a budget would forbid."""
-        left = list(self._left)
-        broken = 0
-        for victim in victims:
-            protecting = list(self._protecting(victim))
-            for index in protecting:
-                left[index] -= 1
-            broken += any(left[index] < 0 for index in protecting)
-        return broken
+class _Known(msgspec.Struct, frozen=True):
+    """A choice for one node and what it depends on."""
 
-    def _protecting(self, pod: Pod) -> Iterator[int]:
-        for index, budget in enumerate(self._budgets):
-            if budget.selector is None or budget.namespace != pod.namespace or pod.key in budget.disrupted:
+    choice: Choice | None
+    account: NodeAccount
+    removable: tuple[Pod, ...]
+    gangs: tuple[tuple[str, int], ...]
+    budgets: tuple[tuple[int, int], ...]
+
+
+class Preemption:
+    """The search for victims on one trial."""
+
+    def __init__(self, trial: Trial, budgets: Budgets) -> None:
+        self._trial = trial
+        self._budgets = budgets
+        self._known: dict[Hashable, dict[str, _Known]] = {}
+        self._limit = max(CANDIDATES, len(trial.nodes) // 10)
+
+    def choose(self, pod: Pod) -> Choice | None:
+        """The cheapest node and victims for `pod`, or None when no eviction of lower priority makes room."""
+        search = self._trial.search(pod)
+        choices = self._local_choices(pod, search)
+        if search.checks_locally:
+            return min(choices, key=_cost, default=None)
+        best: Choice | None = None
+        for likely in sorted(choices, key=lambda choice: (choice.cost[:-1], self._apart(choice, search))):
+            if best is not None and best.cost[:-1] <= likely.cost[:-1]:
+                break
+            choice = self._verified(pod, likely)
+            if choice is not None and (best is None or choice.cost < best.cost):
+                best = choice
+        return best
+
+    def _apart(self, choice: Choice, search: Search) -> tuple[bool, str]:
+        """Nodes that pods elsewhere do not rule out come first: no victim need change that."""
+        return search.ruled_out(choice.node), choice.node
+
+    def fits_after(self, pod: Pod, node: str, gone: Collection[Pod]) -> bool:
+        """Whether `pod` fits on `node` once the pods `gone` are gone from there."""
+        search = self._trial.search(pod)
+        account = self._trial.ledger.accounts[node]
+        if not search.allows(account.without(other.key for other in gone)):
+            return False
+        if search.checks_locally:
+            return True
+        if not search.ruled_out(node) and not pod.shape.affinity:
+            # Whose end could rule a node out? Only that of pods which the pod must be near.
+            return True
+        return self._fits_without(pod, node, [other for other in gone if other.key in account.pods])
+
+    def _has_company(self, pod: Pod, node: str, gone: Collection[Pod]) -> bool:
+        """Whether pods that the pod must be near remain once those of them that are `gone` are gone.
+
+        Nobody may be evicted because the pod would then be the first of its group: whoever comes next would
+        be that instead, and another eviction would follow.
+        """
+        wanted = all_terms_test(pod.shape.affinity, self._trial.snapshot.namespaces)
+        if not any(wanted(other) for other in gone):
+            return True
+        keys = {other.key for other in gone}
+        accounts = self._trial.ledger.accounts.values()
+        others = (other for account in accounts for other in account.pods.values() if other.key not in keys)
+        return any(wanted(other) for other in others) and self._fits_without(pod, node, gone)
+
+    def _fits_without(self, pod: Pod, node: str, gone: Iterable[Pod]) -> bool:
+        ledger = self._trial.ledger.fork()
+        keys = {other.key for other in gone}
+        for name, account in self._trial.ledger.accounts.items():
+            if not keys.isdisjoint(account.pods):
+                ledger.remove(name, keys)
+        return Search(pod, ledger).blocked(node, certain=False) is None
+
+    def _local_choices(self, pod: Pod, search: Search) -> list[Choice]:
+        """A choice for each node by the filters that look at one node alone; some nodes if that is all."""
+        known = self._known.setdefault((self._trial.question(pod), pod.priority, self._spared_gang(pod)), {})
+        limit = self._limit if search.checks_locally else len(self._trial.nodes)
+        choices: list[Choice] = []
+        for node in self._trial.nodes:
+            entry = known.get(node)
+            if entry is None or not self._holds_still(entry):
+                entry = known[node] = self._examine(pod, search, self._trial.ledger.accounts[node])
+            if entry.choice is not None:
+                choices.append(entry.choice)
+                if len(choices) == limit:
+                    break
+        return choices
+
+    def _spared_gang(self, pod: Pod) -> str:
+        """The pod's own gang, where it has members that would be victims otherwise."""
+        if pod.gang is None:
+            return ""
+        mates = self._trial.mates(pod.gang_key)
+        return pod.gang_key if any(mate.node and mate.priority < pod.priority for mate in mates) else ""
+
+    def _holds_still(self, entry: _Known) -> bool:
+        return (
+            self._trial.ledger.accounts[entry.account.name] is entry.account
+            and all(self._trial.gang_changes(gang) == change for gang, change in entry.gangs)
+            and (not entry.budgets or self._budgets.state(entry.removable) == entry.budgets)
+        )
+
+    def _examine(self, pod: Pod, search: Search, account: NodeAccount) -> _Known:
+        lower, ending = _lower(pod, account), _ending(account)
+        choice = None
+        if lower or ending:
+            bare = account.without([other.key for other in (*lower, *ending)])
+            if search.allows(bare):
+                choice = self._cheapest(pod, account, lower, lambda: _LocalRoom(search, bare))
+                choice = self._smaller(pod, account, lower, bare, choice)
+        gangs = sorted({other.gang_key for other in lower if other.gang is not None})
+        removable = self._whole(lower, pod.priority)
+        return _Known(
+            choice,
+            account,
+            removable,
+            tuple((gang, self._trial.gang_changes(gang)) for gang in gangs),
+            self._budgets.state(removable),
+        )
+
+    def _verified(self, pod: Pod, likely: Choice) -> Choice | None:
+        """The choice for a node by all filters; the one by the local filters if the others agree."""
+        account = self._trial.ledger.accounts[likely.node]
+        ending = _ending(account)
+        if self._makes_room(pod, likely, ending):
+            return likely
+        lower = _lower(pod, account)
+        if not self.fits_after(pod, likely.node, [*ending, *lower]):
+            return None
+        choice = self._cheapest(pod, account, lower, lambda: _WideRoom(self, pod, likely.node, ending, lower))
+        return choice if self._makes_room(pod, choice, ending) else None
+
+    def _makes_room(self, pod: Pod, choice: Choice, ending: Sequence[Pod]) -> bool:
+        gone = [*ending, *choice.victims]
+        company = not choice.victims or not pod.shape.affinity or self._has_company(pod, choice.node, gone)
+        return company and self.fits_after(pod, choice.node, gone)
+
+    def _cheapest(self, pod: Pod, account: NodeAccount, lower: list[Pod], room: Callable[[], Room]) -> Choice:
+        """The cheaper of two minimal sets of victims on a node where the pod fits once `lower` are gone."""
+        short = _shortage(pod, account)
+        weight = {other.key: _held_of(short, other) for other in lower}
+        protected = {other.key for other in self._budgets.broken_by(sorted(lower, key=_least_dear))}
+
+        def choice(sign: int) -> Choice:
+            def order(other: Pod) -> tuple[bool, int, int, float, str]:
+                kept_last = other.key not in protected
+                return (kept_last, -other.priority, sign * weight[other.key], other.created, other.key)
+
+            victims = self._unspared(sorted(lower, key=order), room())
+            return self._choice(account.name, victims, pod.priority)
+
+        first = choice(1)
+        return min(first, choice(-1), key=_cost) if len(set(weight.values())) > 1 else first
+
+    def _smaller(
+        self, pod: Pod, account: NodeAccount, lower: list[Pod], bare: NodeAccount, best: Choice
+    ) -> Choice:
+        """The cheapest of all smaller sets of victims, where there could be one and not too many to try."""
+        broken, count = best.cost[0], len(best.victims)
+        if len(lower) > EXACT or not (broken or count > _fewest(_shortage(pod, account), lower)):
+            return best
+        search = self._trial.search(pod)
+        for size in range(min(len(lower), count - (not broken)) + 1):
+            for victims in combinations(lower, size):
+                choice = self._choice(account.name, victims, pod.priority)
+                if choice.cost < best.cost:
+                    gone = {victim.key for victim in choice.victims}
+                    if _LocalRoom(search, bare).spare([other for other in lower if other.key not in gone]):
+                        best = choice
+        return best
+
+    def _choice(self, node: str, victims: Iterable[Pod], below: int) -> Choice:
+        whole = self._whole(victims, below)
+        return Choice.of(node, whole, len(self._budgets.broken_by(whole)))
+
+    def _unspared(self, ordered: Sequence[Pod], room: Room) -> list[Pod]:
+        """Who remains a victim after everyone was put back, in order, as long as the pod still fits."""
+        victims = {other.key: other for other in ordered}
+        for group in self._groups(ordered):
+            if not all(other.key in victims for other in group) or self._dragged(group, victims.values()):
                 continue
-            if budget.selector.matches(pod.labels):
-                yield index
+            if room.spare(group):
+                for other in group:
+                    del victims[other.key]
+        return list(victims.values())
+
+    def _dragged(self, group: Sequence[Pod], victims: Iterable[Pod]) -> bool:
+        """Whether pods that are put back would end all the same, because too few of their gang remain."""
+        gang = group[0].gang_key
+        if not gang:
+            return False
+        others = sum(victim.gang_key == gang for victim in victims) - len(group)
+        return others > 0 and others > self._spare(gang)
+
+    def _groups(self, ordered: Sequence[Pod]) -> Iterator[Sequence[Pod]]:
+        """Who is put back together: a gang as a whole, else as many as keep it alive, then one by one."""
+        gangs: dict[str, list[Pod]] = {}
+        for other in ordered:
+            if other.gang is not None:
+                gangs.setdefault(other.gang_key, []).append(other)
+        for other in ordered:
+            members = gangs.get(other.gang_key, [])
+            if members and members[0] is other:
+                yield members
+                needed = len(members) - self._spare(other.gang_key)
+                if 1 < needed < len(members):
+                    yield members[:needed]
+            yield (other,)
+
+    def _spare(self, gang: str) -> int:
+        """How many pods of a gang may end before it falls below its minimum."""
+        mates = self._trial.mates(gang)
+        return len(mates) - max(
+            (mate.gang.minimum or 0 for mate in mates if mate.gang is not None), default=0
+        )
+
+    def _whole(self, victims: Iterable[Pod], below: int) -> tuple[Pod, ...]:
+        """The victims and the rest of each gang that would fall below its minimum without them, by name.
+
+        Only mates of a priority lower than `below` are added: preemption never reaches further up.
+        """
+        chosen = {victim.key: victim for victim in victims}
+        gangs: dict[str, int] = {}
+        for victim in chosen.values():
+            if victim.gang is not None:
+                gangs[victim.gang_key] = gangs.get(victim.gang_key, 0) + 1
+        for gang, count in gangs.items():
+            if count > self._spare(gang):
+                mates = (mate for mate in self._trial.mates(gang) if mate.node)
+                chosen.update((mate.key, mate) for mate in mates if mate.priority < below)
+        return tuple(sorted(chosen.values(), key=lambda victim: victim.key))
 
 
-def choose(pod: Pod, trial: Trial, budgets: Budgets) -> Choice | None:
-    """The cheapest node and victims for `pod`, or None when no eviction of lower priority makes room."""
-    best: Choice | None = None
-    found = 0
-    limit = max(CANDIDATES, len(trial.ledger.accounts) // 10)
-    for node, account in sorted(trial.ledger.accounts.items()):
-        removable = _removable(pod, account)
-        if not removable or not _fits(pod, trial, node, removable):
-            continue
-        choice = _cheapest(pod, trial, account, removable, budgets)
-        found += 1
-        if best is None or choice.cost < best.cost:
-            best = choice
-        if found >= limit:
-            break
-    return best
+def _cost(choice: Choice) -> tuple[int, int, int, int, int, str]:
+    return choice.cost
 
 
-def _removable(pod: Pod, account: NodeAccount) -> list[Pod]:
-    return [other for other in account.pods.values() if other.terminating or other.priority < pod.priority]
+def _ending(account: NodeAccount) -> list[Pod]:
+    return [other for other in account.pods.values() if other.terminating]
 
 
-def _fits(pod: Pod, trial: Trial, node: str, gone: Iterable[Pod]) -> bool:
-    """Whether `pod` fits on `node` once the pods `gone` are gone."""
-    keys = [other.key for other in gone]
-    search = trial.search(pod)
-    if search.local:
-        return search.allows(trial.ledger.accounts[node].without(keys))
-    mark = trial.mark()
-    trial.remove(node, keys)
-    fits = trial.search(pod).blocked(node) is None
-    trial.rollback(mark)
-    return fits
+def _lower(pod: Pod, account: NodeAccount) -> list[Pod]:
+    """The pods that may be evicted for `pod`: not of its own gang, and not placed by this very decision."""
+    return [
+        other
+        for other in account.pods.values()
+        if other.priority < pod.priority
+        and other.node
+        and not other.terminating
+        and not (pod.gang is not None and other.gang_key == pod.gang_key)
+    ]
 
 
-def _cheapest(pod: Pod, trial: Trial, account: NodeAccount, removable: list[Pod], budgets: Budgets) -> Choice:
-    lower = [other for other in removable if not other.terminating]
-    ending = [other for other in removable if other.terminating]
+class _LocalRoom:
+    """`Room` by the filters that look at one node alone, from the account without lower priorities."""
 
-    def choice(order: Callable[[Pod], tuple[int, int, int, float]]) -> Choice:
-        victims = list(lower)
-        for candidate in sorted(lower, key=order):
-            spared = [other for other in victims if other is not candidate]
-            if _fits(pod, trial, account.name, [*ending, *spared]):
-                victims = spared
-        whole = with_gangs(victims, trial, pod.priority)
-        return Choice(account.name, whole, budgets.broken_by(whole))
+    def __init__(self, search: Search, bare: NodeAccount) -> None:
+        self._search = search
+        self._account = bare
 
-    def protected(other: Pod) -> int:
-        return -budgets.broken_by([other])
-
-    return min(
-        choice(lambda o: (protected(o), -o.priority, -gpus_requested(o.shape), o.created)),
-        choice(lambda o: (protected(o), -o.priority, gpus_requested(o.shape), o.created)),
-        key=lambda result: result.cost,
-    )
+    def spare(self, group: Sequence[Pod]) -> bool:
+        account = self._account
+        for other in group:
+            account = account.with_pod(other)
+        if not self._search.allows(account):
+            return False
+        self._account = account
+        return True
 
 
-def with_gangs(victims: Iterable[Pod], trial: Trial, below: int) -> tuple[Pod, ...]:
-    """The victims and the rest of each gang that would fall below its minimum without them.
+class _WideRoom:
+    """`Room` by all filters, asked anew each time."""
 
-    Only mates of a priority lower than `below` are added: preemption never reaches further up.
-    """
-    chosen = {victim.key: victim for victim in victims}
-    for gang in sorted({victim.gang_key for victim in chosen.values() if victim.gang is not None}):
-        mates = list(_running_mates(gang, trial))
-        minimum = next((mate.gang.minimum for mate in mates if mate.gang is not None), None)
-        left = sum(1 for mate in mates if mate.key not in chosen)
-        if minimum is not None and left < minimum:
-            chosen.update((mate.key, mate) for mate in mates if mate.priority < below)
-    return tuple(chosen.values())
+    def __init__(
+        self, preemption: Preemption, pod: Pod, node: str, ending: Iterable[Pod], lower: Iterable[Pod]
+    ) -> None:
+        self._preemption = preemption
+        self._pod = pod
+        self._node = node
+        self._gone = {other.key: other for other in (*ending, *lower)}
+
+    def spare(self, group: Sequence[Pod]) -> bool:
+        keys = {other.key for other in group}
+        gone = {key: other for key, other in self._gone.items() if key not in keys}
+        if not self._preemption.fits_after(self._pod, self._node, list(gone.values())):
+            return False
+        self._gone = gone
+        return True
 
 
-def _running_mates(gang: str, trial: Trial) -> Iterator[Pod]:
-    for account in trial.ledger.accounts.values():
-        for pod in account.pods.values():
-            if pod.gang_key == gang and not pod.terminating:
-                yield pod
+def _shortage(pod: Pod, account: NodeAccount) -> dict[str, int]:
+    """What the node lacks for the pod, by resource, once the pods that are ending are gone."""
+    ending: dict[str, int] = {}
+    for other in _ending(account):
+        for resource, amount in other.shape.requests:
+            ending[resource] = ending.get(resource, 0) + amount
+    lacks = ((r, amount - account.free(r) - ending.get(r, 0)) for r, amount in pod.shape.requests)
+    return {resource: lack for resource, lack in lacks if lack > 0}
+
+
+def _held_of(short: dict[str, int], other: Pod) -> int:
+    """How much of what is missing a pod holds, in thousandths, summed over resources."""
+    return sum(amount * 1000 // short[r] for r, amount in other.shape.requests if r in short)
+
+
+def _fewest(short: dict[str, int], lower: list[Pod]) -> int:
+    """No fewer victims than this can make up for the shortage."""
+    fewest = 0
+    for resource, lack in short.items():
+        held = sorted((dict(other.shape.requests).get(resource, 0) for other in lower), reverse=True)
+        enough = (count for count, total in enumerate(accumulate(held), 1) if total >= lack)
+        fewest = max(fewest, next(enough, len(held)))
+    return fewest
+
+
+def _least_dear(other: Pod) -> tuple[int, float, str]:
+    return (other.priority, -other.created, other.key)

@@ -3,68 +3,93 @@
 Pods of one shape, namespace, owner and (where a selector could tell them apart) labels ask the same question,
 so one search serves them all: each node is judged once and again only after something changed there. Where
 every filter and score looks at one node alone, the best node is the top of a heap; otherwise the nodes that
-pass the local filters are compared anew for each pod, against counts that are kept up to date by `placed`.
-Ties go to the first node by name, so that a decision is reproducible.
+pass the local filters are compared anew for each pod, against counts that are kept up to date by `placed` and
+prepared anew after `outdate`.
+A pod for which room is only held counts against others, never for them: where filters look at other nodes, a
+node must pass both with and without such pods. Ties go to the first node by name, so that a decision is
+reproducible.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
+from gpufleet.scheduling.affinity import RequiredAffinity, refuses
 from gpufleet.scheduling.filters import FILTERS
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
 from gpufleet.scheduling.messages import node_reasons
-from gpufleet.scheduling.placement import Block, Score
+from gpufleet.scheduling.placement import Block, Check, Score
 from gpufleet.scheduling.scores import SCORES
 
 _Scorer = tuple[Score, Callable[[NodeAccount], int]]
 
 
+def _never() -> None:
+    return None
+
+
 class Search:
-    """The search for one question against one ledger. `touched` and `placed` keep it true as the ledger
-    changes.
+    """The search for one question against one ledger; whoever changes the ledger must say so.
+
+    `firm` gives the ledger without the pods for which room is only held, or None while there are none.
     """
 
-    def __init__(self, pod: Pod, ledger: Ledger) -> None:
-        self._pod = pod
+    def __init__(self, pod: Pod, ledger: Ledger, firm: Callable[[], Ledger | None] = _never) -> None:
+        self.pod = pod
         self._ledger = ledger
-        prepared = [(f, check) for f in FILTERS if (check := f.prepare(pod, ledger)) is not None]
-        self._local_checks = [check for f, check in prepared if f.local]
-        self._wide_checks = [check for f, check in prepared if not f.local]
-        scorers = [(s, value) for s in SCORES if (value := s.prepare(pod, ledger)) is not None]
-        self._local_scores: list[_Scorer] = [(s, value) for s, value in scorers if s.local]
-        self._wide_scores: list[_Scorer] = [(s, value) for s, value in scorers if not s.local]
+        self._firm = firm
+        self._checks = _checks(pod, ledger, local=True)
+        self._scores: list[_Scorer] | None = None
+        self._wide: _Wide | None = None
         self._verdicts: dict[str, Block | int] = {}
+        self._fitting = 0
         self._heap: list[tuple[int, str]] = []
         self._stale: set[str] = set(ledger.accounts)
         self._reasons: tuple[Reason, ...] | None = None
 
     @property
-    def local(self) -> bool:
-        """Whether the answer for a node depends on that node alone."""
-        return not self._wide_checks and not self._wide_scores
+    def checks_locally(self) -> bool:
+        """Whether a node passes or not by its own account alone."""
+        return not self._now().checks
 
     def touched(self, node: str) -> None:
         """The account of `node` changed."""
         self._stale.add(node)
         self._reasons = None
 
-    def placed(self, pod: Pod, account: NodeAccount) -> None:
-        """`pod` was placed on a node, whose new account is given."""
+    def placed(self, pod: Pod, account: NodeAccount, *, held: bool = False) -> None:
+        """`pod` was placed on a node, or room is held for it there; the node's new account is given."""
         self.touched(account.name)
-        for part in (*self._wide_checks, *(value for _, value in self._wide_scores)):
-            note = getattr(part, "placed", None)
-            if note is not None:
-                note(pod, account)
+        if self._wide is None:
+            return
+        if self._wide.blind and pod.shape.anti_affinity:
+            namespaces = self._ledger.snapshot.namespaces
+            if refuses(pod.shape, self.pod, namespaces):
+                self._wide = None
+                return
+        self._wide.placed(pod, account, held=held)
 
-    def best(self) -> str | None:
-        """The best node that passes every filter, or None."""
+    def ended(self, pods: Iterable[Pod], account: NodeAccount) -> None:
+        """Pods on a node count as terminating from now on; the node's new account is given."""
+        self.touched(account.name)
+        if self._wide is not None:
+            for pod in pods:
+                self._wide.ended(pod, account)
+
+    def outdate(self) -> None:
+        """Something changed that `placed` does not tell: what counts over the fleet is counted anew."""
+        self._wide = None
+        self._reasons = None
+
+    def best(self, *, certain: bool = True) -> str | None:
+        """The best node that passes every filter, or None. Not `certain`: held pods count as if placed."""
         self._refresh()
-        if not self.local:
-            return self._best_of_all()
+        wide = self._now()
+        if wide.checks or wide.scores:
+            return self._best_of_all(wide, certain=certain)
         while self._heap:
             negative, name = self._heap[0]
             if self._verdicts[name] == -negative:
@@ -72,21 +97,27 @@ class Search:
             heapq.heappop(self._heap)
         return None
 
-    def blocked(self, node: str) -> Block | None:
-        """Why the pod cannot run on one node now, or None when it can."""
-        return self._block(self._ledger.accounts[node])
+    def blocked(self, node: str, *, certain: bool = True) -> Block | None:
+        """Why the pod cannot run on one node, or None when it can. Not `certain`: as in `best`."""
+        account = self._ledger.accounts[node]
+        return self._locally_blocked(account) or self._now().block(account, certain=certain)
+
+    def ruled_out(self, node: str) -> bool:
+        """Whether a filter that looks at other nodes, too, keeps the pod off one node."""
+        return self._now().block(self._ledger.accounts[node], certain=False) is not None
 
     def allows(self, account: NodeAccount) -> bool:
-        """Whether the pod fits on a node as `account` describes it; only for a local search."""
-        return not isinstance(self._local_verdict(account), Block)
+        """Whether the node passes the filters that look at one node alone, as `account` describes it."""
+        return self._locally_blocked(account) is None
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """Every node that is out, with the first filter that says so."""
         self._refresh()
+        wide = self._now()
         for name, verdict in self._verdicts.items():
             if isinstance(verdict, Block):
                 yield name, verdict
-            elif (block := self._wide_block(self._ledger.accounts[name])) is not None:
+            elif (block := wide.block(self._ledger.accounts[name], certain=True)) is not None:
                 yield name, block
 
     def reasons(self) -> tuple[Reason, ...]:
@@ -99,14 +130,11 @@ class Search:
         """Why `node` was chosen: the score that weighed most, or that nothing else fits."""
         self._refresh()
         account = self._ledger.accounts[node]
-        if (
-            self.local
-            and sum(1 for verdict in self._verdicts.values() if not isinstance(verdict, Block)) == 1
-        ):
+        wide = self._now()
+        if self._fitting == 1 and not wide.checks:
             return Reason("OnlyFit", f"no other node fits than {node}", node)
         weighed = [
-            (s.weight * value(account), s.name, s.reason)
-            for s, value in (*self._local_scores, *self._wide_scores)
+            (s.weight * value(account), s.name, s.reason) for s, value in (*self._scorers(), *wide.scores)
         ]
         if not weighed:
             return Reason("BestFit", f"{node} fits; no preference tells nodes apart", node)
@@ -118,38 +146,100 @@ class Search:
             account = self._ledger.accounts.get(name)
             if account is None:
                 continue
+            self._fitting -= name in self._verdicts and not isinstance(self._verdicts[name], Block)
             verdict = self._verdicts[name] = self._local_verdict(account)
             if not isinstance(verdict, Block):
+                self._fitting += 1
                 heapq.heappush(self._heap, (-verdict, name))
         self._stale.clear()
 
     def _local_verdict(self, account: NodeAccount) -> Block | int:
-        for check in self._local_checks:
-            block = check(account)
-            if block is not None:
-                return block
-        return sum(score.weight * value(account) for score, value in self._local_scores)
+        block = self._locally_blocked(account)
+        if block is not None:
+            return block
+        return sum(score.weight * value(account) for score, value in self._scorers())
 
-    def _wide_block(self, account: NodeAccount) -> Block | None:
-        for check in self._wide_checks:
-            block = check(account)
-            if block is not None:
-                return block
-        return None
+    def _locally_blocked(self, account: NodeAccount) -> Block | None:
+        return _first_block(self._checks, account)
 
-    def _block(self, account: NodeAccount) -> Block | None:
-        verdict = self._local_verdict(account)
-        return verdict if isinstance(verdict, Block) else self._wide_block(account)
+    def _scorers(self) -> list[_Scorer]:
+        if self._scores is None:
+            self._scores = _scorers(self.pod, self._ledger, local=True)
+        return self._scores
 
-    def _best_of_all(self) -> str | None:
+    def _now(self) -> _Wide:
+        if self._wide is None:
+            self._wide = _Wide(self.pod, self._ledger, self._firm())
+        return self._wide
+
+    def _best_of_all(self, wide: _Wide, *, certain: bool) -> str | None:
         best: tuple[int, str] | None = None
+        accounts = self._ledger.accounts
         for name, verdict in self._verdicts.items():
             if isinstance(verdict, Block):
                 continue
-            account = self._ledger.accounts[name]
-            if self._wide_block(account) is not None:
+            account = accounts[name]
+            if wide.block(account, certain=certain) is not None:
                 continue
-            total = verdict + sum(score.weight * value(account) for score, value in self._wide_scores)
+            total = verdict + sum(score.weight * value(account) for score, value in wide.scores)
             if best is None or (-total, name) < best:
                 best = (-total, name)
         return best[1] if best else None
+
+
+class _Wide:
+    """The filters and scores of one pod that count over the fleet, prepared for one moment."""
+
+    def __init__(self, pod: Pod, ledger: Ledger, firm: Ledger | None) -> None:
+        self._pod = pod
+        self._ledger = ledger
+        self.checks = _checks(pod, ledger, local=False)
+        self._certain = _checks(pod, firm, local=False) if firm is not None else []
+        self._scores: list[_Scorer] | None = None
+        self.blind = not any(isinstance(check, RequiredAffinity) for check in self.checks)
+        """Whether pods that refuse ours are not looked at, because there were none."""
+
+    @property
+    def scores(self) -> list[_Scorer]:
+        """Prepared when first asked for: a pod that fits nowhere needs none."""
+        if self._scores is None:
+            self._scores = _scorers(self._pod, self._ledger, local=False)
+        return self._scores
+
+    def block(self, account: NodeAccount, *, certain: bool) -> Block | None:
+        """Why a node is out, or None; if `certain`, it must also pass without the pods that are held."""
+        block = _first_block(self.checks, account)
+        return _first_block(self._certain, account) if block is None and certain else block
+
+    def placed(self, pod: Pod, account: NodeAccount, *, held: bool) -> None:
+        """Count a pod that was placed, or for which room is held."""
+        scores = [value for _, value in self._scores or ()]
+        for part in (*self.checks, *scores, *(() if held else self._certain)):
+            note = getattr(part, "placed", None)
+            if note is not None:
+                note(pod, account)
+
+    def ended(self, pod: Pod, account: NodeAccount) -> None:
+        """Count a pod as terminating."""
+        for part in (*self.checks, *(value for _, value in self._scores or ()), *self._certain):
+            note = getattr(part, "ended", None)
+            if note is not None:
+                note(pod, account)
+
+
+def _checks(pod: Pod, ledger: Ledger, *, local: bool) -> list[Check]:
+    prepared = (f.prepare(pod, ledger) for f in FILTERS if f.local == local)
+    return [check for check in prepared if check is not None]
+
+
+def _scorers(pod: Pod, ledger: Ledger, *, local: bool) -> list[_Scorer]:
+    prepared = ((s, s.prepare(pod, ledger)) for s in SCORES if s.local == local)
+    return [(s, value) for s, value in prepared if value is not None]
+
+
+def _first_block(checks: list[Check], account: NodeAccount) -> Block | None:
+    for check in checks:
+        block = check(account)
+        if block is not None:
+            return block
+    return None

@@ -42,8 +42,16 @@ class _Count:
 
     def add(self, pod: Pod, account: NodeAccount) -> None:
         """Count a pod of the right namespace that was placed on a node."""
-        if account.name in self.admitted and not pod.terminating and self.counted(pod.labels):
+        if self._counts(pod, account):
             self.domains.add(account.node.labels[self.domains.key])
+
+    def remove(self, pod: Pod, account: NodeAccount) -> None:
+        """Count a pod of the right namespace no more that was not ending until now."""
+        if self._counts(pod, account):
+            self.domains.remove(account.node.labels[self.domains.key])
+
+    def _counts(self, pod: Pod, account: NodeAccount) -> bool:
+        return account.name in self.admitted and not pod.terminating and self.counted(pod.labels)
 
 
 def prepare_hard(pod: Pod, ledger: Ledger) -> Prepared | None:
@@ -87,6 +95,12 @@ class HardSpread:
             for rule in self._rules:
                 rule.add(pod, account)
 
+    def ended(self, pod: Pod, account: NodeAccount) -> None:
+        """Count a pod no more that is ending from now on."""
+        if pod.namespace == self._namespace:
+            for rule in self._rules:
+                rule.remove(pod, account)
+
 
 class _Rule:
     """One hard constraint: a domain may hold at most `most` matching pods before this pod joins it."""
@@ -108,6 +122,10 @@ class _Rule:
 
     def add(self, pod: Pod, account: NodeAccount) -> None:
         self._count.add(pod, account)
+        self.most = self._most()
+
+    def remove(self, pod: Pod, account: NodeAccount) -> None:
+        self._count.remove(pod, account)
         self.most = self._most()
 
     def _most(self) -> int:
@@ -145,6 +163,12 @@ class SoftSpread:
         if pod.namespace == self._namespace:
             for count in self._counts:
                 count.add(pod, account)
+
+    def ended(self, pod: Pod, account: NodeAccount) -> None:
+        """Count a pod no more that is ending from now on."""
+        if pod.namespace == self._namespace:
+            for count in self._counts:
+                count.remove(pod, account)
 
 
 def _counts(pod: Pod, constraints: Sequence[SpreadConstraint], ledger: Ledger) -> list[_Count]:

@@ -1,0 +1,165 @@
+"""Nominations: room that is made for pods, and how it stays theirs until they can be bound.
+
+A pod for which others end is nominated to their node. In every decision until it is bound, the room is held
+for it there: on top of who has not ended yet, so that nobody else counts on it. Where the room is free
+already, units that come before the pod leave it alone, unless they may preempt and have a higher priority:
+else an eviction would serve somebody else than its cause, and another one would follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+
+from gpufleet.fleet.pods import Pod
+from gpufleet.fleet.reasons import Reason
+from gpufleet.scheduling.budgets import Budgets
+from gpufleet.scheduling.gangs import Unit
+from gpufleet.scheduling.placing import Placement, place, place_on
+from gpufleet.scheduling.preemption import Choice, Preemption
+from gpufleet.scheduling.trial import Trial
+
+Waiting = list[tuple[Pod, Choice]]
+"""Pods for which room is held, with the node and who must end there; nobody if that is under way already."""
+
+
+class Nominations:
+    """Who waits for room in one decision."""
+
+    def __init__(self, trial: Trial, budgets: Budgets, queue: Iterable[Unit]) -> None:
+        self._trial = trial
+        self._budgets = budgets
+        self._preemption = Preemption(trial, budgets)
+        self._hopeless: set[Hashable] = set()
+        self._later: dict[str, Pod] = {
+            pod.key: pod for unit in queue for pod in unit.pods if pod.nominated_node in trial.ledger.accounts
+        }
+
+    def begin(self, unit: Unit) -> None:
+        """It is the unit's turn: from here on its room counts because it is held or taken."""
+        for pod in unit.pods:
+            self._later.pop(pod.key, None)
+
+    def place(self, unit: Unit, pods: Sequence[Pod]) -> list[Placement]:
+        """Place pods of a unit: where room was made for them, or else where none is being made for others."""
+        mark = self._trial.mark()
+        placements: list[Placement] = []
+        if unit.nominated:
+            placements = self._where_nominated(pods)
+            if len(placements) < unit.needed:
+                self._trial.rollback(mark)
+                placements = []
+        placed = {placement.pod.key for placement in placements}
+        return placements + self._place_beside(unit, [pod for pod in pods if pod.key not in placed])
+
+    def wait(self, unit: Unit, pods: Sequence[Pod]) -> Waiting | None:
+        """Hold room for the unit and choose who must end for it; None, and nothing is held or chosen, if that
+        does not make room for all that it needs.
+
+        Units come by falling priority, so what found no room for one finds none for the next that asks the
+        same. What this decision's own evictions change in that, the next decision sees.
+        """
+        attempt = (unit.needed, *((self._trial.question(pod), pod.priority, pod.preempts) for pod in pods))
+        if not unit.nominated and attempt in self._hopeless:
+            return None
+        start = self._trial.mark()
+        waiting = self._hold_again(pods)
+        held = {pod.key for pod, _ in waiting}
+        mark, spent = self._trial.mark(), self._budgets.mark()
+        respected = self._hold_for_others(unit)
+        new: Waiting = []
+        for pod in pods:
+            if pod.key not in held and (choice := self._room_for(pod)) is not None:
+                self._make_room(pod, choice)
+                new.append((pod, choice))
+        if len(waiting) + len(new) < unit.needed:
+            self._trial.rollback(start)
+            self._budgets.rollback(spent)
+            self._hopeless.add(attempt)
+            return None
+        if respected:
+            self._trial.rollback(mark)
+            self._budgets.rollback(spent)
+            for pod, choice in new:
+                self._make_room(pod, choice)
+        return waiting + new
+
+    def held_elsewhere(self, unit: Unit, pods: Sequence[Pod]) -> tuple[Reason, ...]:
+        """That free room is held for others, where the unit could use it."""
+        node = next((node for pod in pods if (node := self._trial.held_from(pod))), None)
+        if node is None and self._later:
+            search = self._trial.search(pods[0])
+            waiting = (pod.nominated_node for pod in self._respected(unit))
+            node = next((node for node in waiting if search.blocked(node) is None), None)
+        if node is None:
+            return ()
+        text = f"room, as on {node}, is held for pods for which others were evicted"
+        return (Reason("HeldForNominated", text, node),)
+
+    def _where_nominated(self, pods: Sequence[Pod]) -> list[Placement]:
+        placements = []
+        for pod in pods:
+            node = pod.nominated_node
+            if node in self._trial.ledger.accounts and self._trial.search(pod).blocked(node) is None:
+                reason = Reason("RoomMade", f"room was made on {node}", node)
+                placements.append(place_on(pod, node, reason, self._trial))
+        return placements
+
+    def _place_beside(self, unit: Unit, pods: Sequence[Pod]) -> list[Placement]:
+        mark = self._trial.mark()
+        placements = place(pods, self._trial)
+        taken = {placement.node for placement in placements}
+        if not any(pod.nominated_node in taken for pod in self._respected(unit)):
+            return placements
+        self._trial.rollback(mark)
+        self._hold_for_others(unit)
+        placements = place(pods, self._trial)
+        self._trial.rollback(mark)
+        return [place_on(p.pod, p.node, p.reason, self._trial) for p in placements]
+
+    def _hold_again(self, pods: Sequence[Pod]) -> Waiting:
+        """Hold the room that is being made for pods, where they fit once those that end there are gone."""
+        waiting: Waiting = []
+        for pod in pods:
+            account = self._trial.ledger.accounts.get(pod.nominated_node)
+            if account is None:
+                continue
+            ending = [other for other in account.pods.values() if other.terminating]
+            if self._preemption.fits_after(pod, account.name, ending):
+                self._trial.hold(pod, account.name)
+                waiting.append((pod, Choice.of(account.name, ())))
+        return waiting
+
+    def _hold_for_others(self, unit: Unit) -> bool:
+        """Hold, for now, what the unit must leave to others; whether there is anything."""
+        respected = self._respected(unit)
+        for pod in respected:
+            self._trial.hold(pod, pod.nominated_node)
+        return bool(respected)
+
+    def _respected(self, unit: Unit) -> list[Pod]:
+        """The pods later in the queue that wait for room which the unit must not take.
+
+        One that waits for room of its own leaves all other room alone, and so does one that never preempts.
+        """
+        if not self._later:
+            return []
+        if unit.nominated or not all(pod.preempts for pod in unit.pods):
+            return list(self._later.values())
+        lowest = min(pod.priority for pod in unit.pods)
+        return [pod for pod in self._later.values() if pod.priority >= lowest]
+
+    def _room_for(self, pod: Pod) -> Choice | None:
+        """A node that has room for the pod beside what is held, or else one where others must end."""
+        node = self._trial.search(pod).best(certain=False)
+        if node is not None:
+            return Choice.of(node, ())
+        return self._preemption.choose(pod) if pod.preempts else None
+
+    def _make_room(self, pod: Pod, choice: Choice) -> None:
+        self._budgets.spend(choice.victims)
+        nodes: dict[str, list[str]] = {}
+        for victim in choice.victims:
+            nodes.setdefault(victim.node, []).append(victim.key)
+        for node, keys in nodes.items():
+            self._trial.end(node, keys)
+        self._trial.hold(pod, choice.node)

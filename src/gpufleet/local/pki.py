@@ -5,6 +5,10 @@ server shows to aggregated APIs, and etcd has its own, so that no client of the 
 separation that kubeadm makes). Everything is reused as long as it is valid, fits what is asked for now
 (names, addresses) and does not expire soon; the key pair that signs service account tokens is never replaced,
 because tokens outlive it.
+
+Authorities have RSA keys, everybody else P-256: the API server checks the authority's signature under a
+client's certificate at each request, and Go checks an RSA signature several times faster (it was 15 % of the
+API server's time).
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from gpufleet.local.layout import write_atomic
 
 AUTHORITY_YEARS = 10
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
 LEAF_DAYS = 365
 RENEW_DAYS = 30
 SERVICE_ADDRESS = "10.96.0.1"
@@ -103,7 +109,7 @@ def _ensure_authority(folder: Path, name: str, now: dt.datetime) -> bool:
     # An authority must outlive every certificate that it will sign before the next check.
     if known and known[0].not_valid_after_utc - now > dt.timedelta(days=LEAF_DAYS + RENEW_DAYS):
         return False
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"gpufleet {name}")])
     lifetime = dt.timedelta(days=365 * AUTHORITY_YEARS)
     builder = _builder(subject, subject, key.public_key(), now, lifetime)
@@ -176,7 +182,7 @@ def _general_name(host: str) -> x509.GeneralName:
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePublicKey,
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
     now: dt.datetime,
     lifetime: dt.timedelta,
 ) -> x509.CertificateBuilder:
@@ -219,24 +225,24 @@ def _ensure_service_account_keys(folder: Path) -> bool:
     return True
 
 
-def _load(paths: Pair) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None:
+def _load(paths: Pair) -> tuple[x509.Certificate, PrivateKey] | None:
     """A certificate with its key, or None when one is missing, unreadable, or they do not belong together."""
     try:
         cert = x509.load_pem_x509_certificate(paths.cert.read_bytes())
         key = serialization.load_pem_private_key(paths.key.read_bytes(), password=None)
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or cert.public_key() != key.public_key():
+    if not isinstance(key, PrivateKey) or cert.public_key() != key.public_key():
         return None
     return cert, key
 
 
-def _store(paths: Pair, cert: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+def _store(paths: Pair, cert: x509.Certificate, key: PrivateKey) -> None:
     write_atomic(paths.key, _pem(key))
     write_atomic(paths.cert, cert.public_bytes(serialization.Encoding.PEM))
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _pem(key: PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -79,6 +79,9 @@ def explain(snapshot: Snapshot, key: str, policy: Policy, finished: Pod | None =
     if pod.node:
         reason = Reason("Bound", f"bound to {pod.node}, phase {pod.phase}", pod.node)
         return _explanation(pod, "running", (reason,))
+    if pod.terminating:
+        text = "it is being deleted, so it is not placed any more"
+        return _explanation(pod, "never", (Reason("Terminating", text, pod.key),))
     if not policy.responsible(pod):
         text = f"spec.schedulerName is {pod.scheduler}, which gpufleet does not answer for"
         return _explanation(pod, "not-now", (Reason("OtherScheduler", text, pod.scheduler),))

@@ -14,7 +14,7 @@ from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
 from gpufleet.scheduling.budgets import Budgets
 from gpufleet.scheduling.gangs import Unit
-from gpufleet.scheduling.placing import Placement, place, place_on
+from gpufleet.scheduling.placing import Placement, hold, place, place_on
 from gpufleet.scheduling.preemption import Choice, Preemption
 from gpufleet.scheduling.trial import Trial
 
@@ -125,7 +125,7 @@ class Nominations:
                 continue
             ending = [other for other in account.pods.values() if other.terminating]
             if self._preemption.fits_after(pod, account.name, ending):
-                self._trial.hold(pod, account.name)
+                hold(pod, account.name, self._trial)
                 waiting.append((pod, Choice.of(account.name, ())))
         return waiting
 
@@ -133,7 +133,7 @@ class Nominations:
         """Hold, for now, what the unit must leave to others; whether there is anything."""
         respected = self._respected(unit)
         for pod in respected:
-            self._trial.hold(pod, pod.nominated_node)
+            hold(pod, pod.nominated_node, self._trial)
         return bool(respected)
 
     def _respected(self, unit: Unit) -> list[Pod]:
@@ -162,4 +162,4 @@ class Nominations:
             nodes.setdefault(victim.node, []).append(victim.key)
         for node, keys in nodes.items():
             self._trial.end(node, keys)
-        self._trial.hold(pod, choice.node)
+        hold(pod, choice.node, self._trial)

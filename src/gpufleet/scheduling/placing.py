@@ -49,3 +49,10 @@ def place_on(pod: Pod, node: str, reason: Reason, trial: Trial) -> Placement:
     trial.place(pod, node)
     volumes = volume_actions(pod, node, trial.ledger) if pod.shape.claims else ()
     return Placement(pod, node, reason, volumes)
+
+
+def hold(pod: Pod, node: str, trial: Trial) -> None:
+    """Hold room for one pod on one node, and the volumes that it would get there."""
+    trial.hold(pod, node)
+    if pod.shape.claims:
+        volume_actions(pod, node, trial.ledger)

@@ -192,6 +192,21 @@ def test_one_large_victim_is_better_than_two_small_ones() -> None:
     assert victims(choose(URGENT, fleet)) == {"large"}
 
 
+def test_between_equal_victims_the_node_without_replicas_of_the_service_is_chosen() -> None:
+    replica = running("chat-0", where="a", owner="chat", kind="ReplicaSet", priority=10)
+    fleet = snapshot_of(
+        (node("a", gpus=2), node("b", gpus=2)),
+        (
+            replica,
+            running("batch-0"),
+            running("batch-1", where="b"),
+            running("other", where="b", priority=10),
+        ),
+    )
+    found = choose(pod("chat-1", gpus=1, priority=10, owner="chat", kind="ReplicaSet"), fleet)
+    assert victims(found) == {"batch-1"}
+
+
 def test_between_equal_numbers_the_fewer_gpus_are_taken() -> None:
     fleet = snapshot_of((node("a", gpus=6),), (running("four", 4), running("two", 2)))
     assert victims(choose(URGENT, fleet)) == {"two"}

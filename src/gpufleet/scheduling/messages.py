@@ -70,7 +70,7 @@ def pod_reason(block: Block, subject: str) -> Reason:
 def condition_message(reasons: Sequence[Reason], nodes: int) -> str:
     """One line for the PodScheduled condition and the Event; `nodes` is the size of the cluster."""
     about_nodes = [reason for reason in reasons if reason.nodes]
-    others = [reason.message for reason in reasons if not reason.nodes]
+    others = [reason.message[:1].upper() + reason.message[1:] for reason in reasons if not reason.nodes]
     parts = []
     if about_nodes:
         counts = sorted(f"{reason.nodes} {_kubernetes_words(reason)}" for reason in about_nodes)

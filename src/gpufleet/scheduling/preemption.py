@@ -7,7 +7,7 @@ hold much of what is missing, those first that hold little), and where neither i
 a node with few candidates, all smaller sets are tried. Pods that are ending anyway make room for nothing and
 cost nothing. A gang that would fall below its minimum ends as a whole: the rest of it would only hold GPUs.
 Nodes are compared by broken budgets, then the highest priority hurt, then the number of victims, then GPUs
-taken.
+taken, and equals by the scores of placement, so that replicas are spread here too.
 
 A node's choice is kept until something that it depends on changes, so that thousand pods that ask the same
 question cost little more than one.
@@ -34,6 +34,8 @@ CANDIDATES = 100
 EXACT = 10
 """Up to so many candidates on a node, all smaller sets of victims are tried."""
 
+_Cost = tuple[int, int, int, int, int, int, str]
+
 
 class Choice(msgspec.Struct, frozen=True):
     """A node and the pods that must end there (none when pods that are ending already make the room).
@@ -43,7 +45,7 @@ class Choice(msgspec.Struct, frozen=True):
 
     node: str
     victims: tuple[Pod, ...]
-    cost: tuple[int, int, int, int, int, str]
+    cost: _Cost
 
     @classmethod
     def of(cls, node: str, victims: tuple[Pod, ...], broken_budgets: int = 0) -> Choice:
@@ -51,7 +53,11 @@ class Choice(msgspec.Struct, frozen=True):
         highest = max((victim.priority for victim in victims), default=-(2**31))
         gpus = sum(gpus_requested(victim.shape) for victim in victims)
         priorities = sum(victim.priority for victim in victims)
-        return cls(node, victims, (broken_budgets, highest, len(victims), gpus, priorities, node))
+        return cls(node, victims, (broken_budgets, highest, len(victims), gpus, priorities, 0, node))
+
+    def on(self, worth: int) -> Choice:
+        """The choice with what the scores say of its node, which decides between equals."""
+        return Choice(self.node, self.victims, (*self.cost[:5], -worth, self.node))
 
 
 class Room(Protocol):
@@ -170,7 +176,7 @@ class Preemption:
             bare = account.without([other.key for other in (*lower, *ending)])
             if search.allows(bare):
                 choice = self._cheapest(pod, account, lower, lambda: _LocalRoom(search, bare))
-                choice = self._smaller(pod, account, lower, bare, choice)
+                choice = self._smaller(pod, account, lower, bare, choice).on(search.worth(bare))
         gangs = sorted({other.gang_key for other in lower if other.gang is not None})
         removable = self._whole(lower, pod.priority)
         return _Known(
@@ -294,7 +300,7 @@ class Preemption:
         return tuple(sorted(chosen.values(), key=lambda victim: victim.key))
 
 
-def _cost(choice: Choice) -> tuple[int, int, int, int, int, str]:
+def _cost(choice: Choice) -> _Cost:
     return choice.cost
 
 

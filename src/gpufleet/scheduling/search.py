@@ -110,6 +110,10 @@ class Search:
         """Whether the node passes the filters that look at one node alone, as `account` describes it."""
         return self._locally_blocked(account) is None
 
+    def worth(self, account: NodeAccount) -> int:
+        """What the local scores say of a node as `account` describes it."""
+        return sum(score.weight * value(account) for score, value in self._scorers())
+
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """Every node that is out, with the first filter that says so."""
         self._refresh()
@@ -155,9 +159,7 @@ class Search:
 
     def _local_verdict(self, account: NodeAccount) -> Block | int:
         block = self._locally_blocked(account)
-        if block is not None:
-            return block
-        return sum(score.weight * value(account) for score, value in self._scorers())
+        return self.worth(account) if block is None else block
 
     def _locally_blocked(self, account: NodeAccount) -> Block | None:
         return _first_block(self._checks, account)

@@ -123,14 +123,14 @@ def _value(
     if texts is None or (key.key not in texts and key.optional):
         return None
     if key.key not in texts:
-        raise _problem(f"couldn't find key {key.key} in {kind} {key.name}")
+        raise _problem(f"couldn't find key {key.key} in {kind} {pod.metadata.namespace}/{key.name}")
     return texts[key.key]
 
 
 def _texts(sources: Sources, source: Source, *, optional: bool) -> Mapping[str, str] | None:
     texts = sources.get(source)
     if texts is None and not optional:
-        raise _problem(f"{source.kind.lower()} {source.name!r} not found")
+        raise _problem(f'{source.kind.lower()} "{source.name}" not found')
     return texts
 
 

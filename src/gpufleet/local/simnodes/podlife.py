@@ -14,6 +14,7 @@ import msgspec
 from gpufleet.kube.objects import Container
 from gpufleet.local.simnodes.podstate import (
     ENDED,
+    NOT_MOUNTED,
     RUNNING,
     STARTING,
     STOPPING,
@@ -82,7 +83,9 @@ def _after(
                 run, state=RUNNING, reason="", message="", started_at=now, started=started, ready=ready
             )
         case StartFailed():
-            out.append(Note("Warning", "Failed", f"Error: {event.message}"))
+            mounting = event.reason == NOT_MOUNTED
+            what, text = ("FailedMount", "") if mounting else ("Failed", "Error: ")
+            out.append(Note("Warning", what, text + event.message))
             pause = max(pod.first_backoff, 1.0)
             return msgspec.structs.replace(
                 run, state=WAITING, reason=event.reason, message=event.message, due=now + pause

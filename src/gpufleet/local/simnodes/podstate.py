@@ -16,6 +16,10 @@ from gpufleet.kube.objects import Container, Pod, ResourceRequirements
 WAITING, STARTING, RUNNING, STOPPING, ENDED = "waiting", "starting", "running", "stopping", "ended"
 
 
+NOT_MOUNTED = "ContainerCreating"
+"""Why a container waits while a volume of its pod cannot be mounted."""
+
+
 class Ended(msgspec.Struct, frozen=True):
     """How one run of a container ended."""
 

@@ -8,7 +8,6 @@ image and no file system of its own: volumes are not mounted, and preStop hooks 
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import os
 import shutil
@@ -20,9 +19,9 @@ import aiohttp
 import msgspec
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.kube.client import ApiError, Client
-from gpufleet.kube.kinds import CONFIG_MAPS, SECRETS
-from gpufleet.local.simnodes.environment import Source, command_line, container_environment, sources_of
+from gpufleet.kube.client import Client
+from gpufleet.local.simnodes.configured import texts_of
+from gpufleet.local.simnodes.environment import command_line, container_environment, sources_of
 from gpufleet.local.simnodes.podlogs import ContainerFolder, container_folder, pod_folder
 from gpufleet.local.simnodes.podstate import (
     Exited,
@@ -196,22 +195,10 @@ class ProcessRuntime:
 
     async def _environment(self, pod: PodRun, container: str, devices: tuple[str, ...]) -> dict[str, str]:
         spec, namespace = container_of(pod.pod, container), pod.pod.metadata.namespace
-        sources = {source: await self._texts(source, namespace) for source in sorted(sources_of(spec))}
+        wanted = sorted(sources_of(spec))
+        sources = {source: await texts_of(self._client, source, namespace) for source in wanted}
         allocatable = self._allocatable(pod.pod.spec.node_name)
         return self._base | container_environment(pod.pod, spec, sources, devices, allocatable)
-
-    async def _texts(self, source: Source, namespace: str) -> dict[str, str] | None:
-        kind = CONFIG_MAPS if source.kind == "ConfigMap" else SECRETS
-        try:
-            found = await self._client.get(kind, source.name, namespace)
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
-        data: dict[str, str] = found.get("data") or {}
-        if kind is CONFIG_MAPS:
-            return data
-        return {key: base64.b64decode(text).decode(errors="replace") for key, text in data.items()}
 
     async def _accompany(self, container: ProcessContainer, prober: Prober) -> None:
         """Probe a running container and wait for its end."""

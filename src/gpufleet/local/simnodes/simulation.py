@@ -19,6 +19,7 @@ from gpufleet.kube.kinds import GPU_NODES, NODES, PODS
 from gpufleet.kube.objects import Node, Pod
 from gpufleet.local.fleetfile import Fleet
 from gpufleet.local.simnodes import metrics
+from gpufleet.local.simnodes.configured import ConfiguredRuntime
 from gpufleet.local.simnodes.kubelets import Kubelets, Runtimes
 from gpufleet.local.simnodes.machines import FLEET_LABEL, machines
 from gpufleet.local.simnodes.node import SimulatedNode
@@ -46,7 +47,8 @@ class Simulation:
         self.statuses = StatusWriter(client, self.kubelets.lookup)
         self.records = RecordWriter(client, self.nodes, self.kubelets.recorded, time.time())
         self.kubelets.statuses, self.kubelets.records = self.statuses, self.records
-        modelled = ModelledRuntime(fleet.simulation, self.kubelets.tell)
+        played = ModelledRuntime(fleet.simulation, self.kubelets.tell)
+        modelled = ConfiguredRuntime(played, client, self.kubelets.tell, self.kubelets.allocatable)
         self.kubelets.runtimes = Runtimes(modelled, self.processes)
         self.registration = Registration(client, self.nodes)
         self.provisioner = Provisioner(client)

@@ -8,10 +8,9 @@ sees the result of, deletions included.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,20 +18,26 @@ from typing import Any, Self
 import msgspec
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.kube.client import Client
+from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.config import load_config
 from gpufleet.kube.kinds import GPU_NODES, PODS, Kind
 
+Known = dict[str, dict[str, Any]]
 AGAIN_S = 0.1
 
 
 class Sighting(msgspec.Struct, frozen=True):
-    """One object as it looked at `at` (seconds since the epoch); `gone` when it was deleted."""
+    """One object as it looked at `at` (seconds since the epoch); `gone` when it was deleted.
+
+    The sightings of one list are told one by one; all but the last of them are `partial`: only after that one
+    does what was seen belong to one moment again.
+    """
 
     at: float
     plural: str
     object: dict[str, Any]
     gone: bool = False
+    partial: bool = False
 
     @property
     def uid(self) -> str:
@@ -48,17 +53,16 @@ class Sighting(msgspec.Struct, frozen=True):
 class Observer:
     """Watches a fleet: `with Observer(kubeconfig) as observer`.
 
-    `tell` is called with every sighting, in the watching thread. `gaps` counts new lists: between the end of
-    a watch and its new list, only the result of what happened was seen.
+    `gaps` counts new lists: between the end of a watch and its new list, only the result of what happened
+    was seen.
     """
 
-    def __init__(self, kubeconfig: Path, tell: Callable[[Sighting], None] = lambda _: None) -> None:
+    def __init__(self, kubeconfig: Path) -> None:
         self.sightings: list[Sighting] = []
         self.gaps = 0
         self.objects_at_start: dict[str, int] = {}
         self.problem: BaseException | None = None
         self._kubeconfig = kubeconfig
-        self._tell = tell
         self._thread = threading.Thread(target=self._main, name="observer", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
@@ -109,42 +113,44 @@ class Observer:
                 task.cancel()
 
     async def _follow(self, client: Client, kind: Kind) -> None:
-        known: dict[str, dict[str, Any]] = {}
+        known: Known = {}
         version = ""
         while True:
-            with contextlib.suppress(GpufleetError):
+            try:
                 if not version:
                     version = await self._read_all(client, kind, known)
                 async for event in client.watch(kind, resource_version=version):
                     version = event.resource_version
                     if event.object is not None:
                         self._see(kind, known, event.object, gone=event.type == "DELETED")
-                continue
-            version = ""
-            await asyncio.sleep(AGAIN_S)
+            except ApiError as error:
+                version = "" if error.gone else version
+                await asyncio.sleep(AGAIN_S)
+            except GpufleetError:
+                await asyncio.sleep(AGAIN_S)
 
-    async def _read_all(self, client: Client, kind: Kind, known: dict[str, dict[str, Any]]) -> str:
+    async def _read_all(self, client: Client, kind: Kind, known: Known) -> str:
         listing = await client.list(kind)
         if kind.plural in self.objects_at_start:
             self.gaps += 1
         self.objects_at_start.setdefault(kind.plural, len(listing.items))
-        for item in listing.items:
-            self._see(kind, known, item)
         listed = {item["metadata"]["uid"] for item in listing.items}
-        for uid in [uid for uid in known if uid not in listed]:
-            self._see(kind, known, known[uid], gone=True)
+        news = [(known[uid], True) for uid in known if uid not in listed]
+        news += [(item, False) for item in listing.items if _is_news(known, item)]
+        for number, (item, gone) in enumerate(news, 1):
+            self._see(kind, known, item, gone=gone, partial=number < len(news))
         return listing.resource_version
 
     def _see(
-        self, kind: Kind, known: dict[str, dict[str, Any]], seen: dict[str, Any], *, gone: bool = False
+        self, kind: Kind, known: Known, seen: dict[str, Any], *, gone: bool = False, partial: bool = False
     ) -> None:
-        uid, version = seen["metadata"]["uid"], seen["metadata"]["resourceVersion"]
-        if not gone and uid in known and known[uid]["metadata"]["resourceVersion"] == version:
-            return
         if gone:
-            known.pop(uid, None)
+            known.pop(seen["metadata"]["uid"], None)
         else:
-            known[uid] = seen
-        sighting = Sighting(time.time(), kind.plural, seen, gone)
-        self.sightings.append(sighting)
-        self._tell(sighting)
+            known[seen["metadata"]["uid"]] = seen
+        self.sightings.append(Sighting(time.time(), kind.plural, seen, gone, partial))
+
+
+def _is_news(known: Known, seen: dict[str, Any]) -> bool:
+    before = known.get(seen["metadata"]["uid"])
+    return before is None or before["metadata"]["resourceVersion"] != seen["metadata"]["resourceVersion"]

@@ -109,7 +109,10 @@ class Machine:
     def in_another_process(self) -> subprocess.Popen[bytes]:
         """`locate(["etcd"])` in a Python of its own that hangs in `go build`; returns once it hangs."""
         (self.fake / "hang").touch()
-        code = "from gpufleet.local.controlplane import locate; locate(['etcd'], progress=lambda event: None)"
+        code = (
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "from gpufleet.local.controlplane import locate; locate(['etcd'], progress=lambda event: None)"
+        )
         path = str(Path(controlplane.__file__).parents[2])
         process = subprocess.Popen(
             [sys.executable, "-c", code], env={**self.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL

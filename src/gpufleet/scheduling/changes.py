@@ -1,24 +1,39 @@
 """What would make a pending unit fit: single changes, each made on a copy of the snapshot and seen to work.
 
 Candidates are the smallest edits that people make: drop one selector or affinity, tolerate one taint, ask for
-fewer GPUs, end one workload, raise the priority, add nodes like those there are. Ordered by how little they
-ask of others.
+fewer GPUs, uncordon a node, raise the priority, end one workload, add nodes like those there are. A candidate
+is a changed snapshot. It is tried on the fleet as the decision leaves it, and what works there is decided
+anew as a whole, because pods ahead in the queue may take what the change frees. Ordered by how little a
+change asks of others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import msgspec
 
-from gpufleet.fleet.pods import Pod, is_gpu_resource
+from gpufleet.fleet.nodes import Node
+from gpufleet.fleet.plans import Bind, BindVolume, Evict, Nominate, Plan, SelectNode
+from gpufleet.fleet.pods import Pod, PodShape, gpus_requested, is_gpu_resource
 from gpufleet.fleet.selectors import Toleration, untolerated
-from gpufleet.scheduling.gangs import Unit
-from gpufleet.scheduling.ledger import Ledger, account_of
+from gpufleet.fleet.snapshot import Snapshot
+from gpufleet.scheduling.cycle import Policy, decide
+from gpufleet.scheduling.filters import pod_problem
+from gpufleet.scheduling.gangs import Unit, units
+from gpufleet.scheduling.ledger import Ledger, NodeAccount, account_of
+from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
 
 LIMIT = 5
 """How many changes are offered; more would not be read."""
+
+TRIES = 50
+"""How many workloads, and how many cordoned nodes, are tried."""
+
+_PASSING = "node.kubernetes.io/"
+"""The prefix of taints that Kubernetes sets for conditions that pass."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -28,136 +43,263 @@ class Change(msgspec.Struct, frozen=True):
     message: str
 
 
-def helpful_changes(ledger: Ledger, unit: Unit, pod: Pod) -> tuple[Change, ...]:
-    """Changes that each, alone, let the unit be placed now; at most LIMIT."""
+_Candidate = tuple[Change, Snapshot]
+_Edit = Callable[[PodShape], PodShape]
+
+
+def helpful_changes(
+    snapshot: Snapshot, policy: Policy, after: Ledger, unit: Unit, pod: Pod
+) -> tuple[Change, ...]:
+    """Changes that each, alone, let the unit be placed; at most LIMIT.
+
+    `after` is the ledger as the decision leaves it. Where the cause is the pod's own (a claim that does not
+    exist), no change of nodes or room helps.
+    """
+    if sum(pod_problem(member, after) is None for member in unit.pods) < unit.needed:
+        return ()
+    ahead = _up_to(snapshot, policy, unit)
     found: list[Change] = []
-    for change, pods, changed in _candidates(ledger, unit, pod):
-        if _fits(pods, changed, unit.needed):
+    for change, changed in _Asking(ahead, policy, after, unit, pod).candidates():
+        if _served(decide(changed, policy), unit):
             found.append(change)
             if len(found) == LIMIT:
                 break
     return tuple(found)
 
 
-_Candidate = tuple[Change, Sequence[Pod], Ledger]
+def at_its_best(node: Node) -> Node:
+    """The node ready and uncordoned, without the taints that Kubernetes sets for passing conditions."""
+    lasting = tuple(taint for taint in node.taints if not taint.key.startswith(_PASSING))
+    return msgspec.structs.replace(node, ready=True, unschedulable=False, taints=lasting)
 
 
-def _candidates(ledger: Ledger, unit: Unit, pod: Pod) -> Iterator[_Candidate]:
-    yield from _relaxed(ledger, unit, pod)
-    yield from _smaller(ledger, unit, pod)
-    yield from _without_others(ledger, unit)
-    yield from _more_nodes(ledger, unit)
+class _Asking:
+    """A unit that asks what would help. `snapshot` has nobody who waits behind it."""
 
+    def __init__(self, snapshot: Snapshot, policy: Policy, after: Ledger, unit: Unit, pod: Pod) -> None:
+        self._snapshot = snapshot
+        self._policy = policy
+        self._after = after
+        self._unit = unit
+        self._pod = pod
+        self._accounts = dict(sorted(after.accounts.items()))
 
-def _relaxed(ledger: Ledger, unit: Unit, pod: Pod) -> Iterator[_Candidate]:
-    for key, value in pod.shape.node_selector:
-        rest = tuple(item for item in pod.shape.node_selector if item[0] != key)
-        change = Change("drop-node-selector", f"remove {key}={value} from the nodeSelector")
-        yield change, _reshaped(unit, node_selector=rest), ledger
-    if pod.shape.node_affinity is not None:
-        change = Change("drop-node-affinity", "remove the required node affinity")
-        yield change, _reshaped(unit, node_affinity=None), ledger
-    for field, words in (
-        ("affinity", "the required pod affinity"),
-        ("anti_affinity", "the required pod anti-affinity"),
-        ("spread", "the topology spread constraints"),
-        ("host_ports", "the host ports"),
-    ):
-        if getattr(pod.shape, field):
-            yield (
-                Change(f"drop-{field.replace('_', '-')}", f"remove {words}"),
-                _reshaped(unit, **{field: ()}),
-                ledger,
-            )
-    taints = {
-        taint
-        for account in ledger.accounts.values()
-        if (taint := untolerated(account.node.taints, pod.shape.tolerations))
-    }
-    for taint in sorted(taints, key=str):
-        more = (*pod.shape.tolerations, Toleration(taint.key, "Exists", "", taint.effect))
-        yield (
-            Change("tolerate-taint", f"tolerate the taint {taint}"),
-            _reshaped(unit, tolerations=more),
-            ledger,
-        )
+    def candidates(self) -> Iterator[_Candidate]:
+        """Changes that help on the fleet as the decision leaves it, and the snapshot with each of them."""
+        for change, edit in self._edits():
+            if self._fits(changed := self._edited(edit)):
+                yield change, changed
+        yield from self._fewer_gpus()
+        yield from self._uncordoned()
+        yield from self._raised()
+        yield from self._without_others()
+        yield from self._more_nodes()
 
-
-def _smaller(ledger: Ledger, unit: Unit, pod: Pod) -> Iterator[_Candidate]:
-    for resource, amount in pod.shape.requests:
-        if not is_gpu_resource(resource):
-            continue
-        most = max((account.free(resource) for account in ledger.accounts.values()), default=0)
-        for fewer in range(min(amount - 1, most), 0, -1):
-            requests = tuple((r, fewer if r == resource else a) for r, a in pod.shape.requests)
-            pods = _reshaped(unit, requests=requests)
-            if _fits(pods, ledger, unit.needed):
-                yield Change("ask-fewer", f"ask for {fewer} {resource} instead of {amount}"), pods, ledger
-                break
-
-
-def _without_others(ledger: Ledger, unit: Unit) -> Iterator[_Candidate]:
-    mine = unit.gang
-    groups: dict[str, set[str]] = {}
-    for account in ledger.accounts.values():
-        for other in account.pods.values():
-            if any(is_gpu_resource(resource) for resource, _ in other.shape.requests):
-                groups.setdefault(_group(other), set()).add(other.key)
-    for group, keys in sorted(groups.items(), key=lambda item: (len(item[1]), item[0])):
-        if group == f"gang {mine}":
-            continue
-        accounts = {
-            name: account.without(keys) if keys & account.pods.keys() else account
-            for name, account in ledger.accounts.items()
-        }
-        change = Change("end-workload", f"end {group} ({len(keys)} pods)")
-        yield change, unit.pods, Ledger(ledger.snapshot, accounts)
-
-
-def _more_nodes(ledger: Ledger, unit: Unit) -> Iterator[_Candidate]:
-    """One empty copy of each kind of node, as many times as the unit has pods."""
-    kinds: dict[str, str] = {}
-    for name, account in sorted(ledger.accounts.items()):
-        offered = ", ".join(
-            f"{v} {k}" for k, v in sorted(account.node.allocatable.items()) if is_gpu_resource(k)
-        )
-        kinds.setdefault(offered or "no GPU", name)
-    for offered, name in sorted(kinds.items()):
-        for count in range(1, len(unit.pods) + 1):
-            accounts = dict(ledger.accounts)
-            for index in range(count):
-                label = f"{name} (new {index})"
-                labels = {**ledger.accounts[name].node.labels, "kubernetes.io/hostname": label}
-                node = msgspec.structs.replace(
-                    ledger.accounts[name].node, name=label, labels=labels, ready=True, unschedulable=False
+    def _edits(self) -> Iterator[tuple[Change, _Edit]]:
+        shape = self._pod.shape
+        for key, value in shape.node_selector:
+            change = Change("drop-node-selector", f"remove {key}={value} from the nodeSelector")
+            yield change, partial(_without_selector, item=(key, value))
+        for field, words in (
+            ("node_affinity", "the required node affinity"),
+            ("affinity", "the required pod affinity"),
+            ("anti_affinity", "the required pod anti-affinity"),
+            ("spread", "the topology spread constraints"),
+            ("host_ports", "the host ports"),
+        ):
+            if getattr(shape, field):
+                yield (
+                    Change(f"drop-{field.replace('_', '-')}", f"remove {words}"),
+                    partial(_without, field=field),
                 )
-                accounts[label] = account_of(node, {})
-            nodes = {key: account.node for key, account in accounts.items()}
-            grown = Ledger(msgspec.structs.replace(ledger.snapshot, nodes=nodes), accounts)
-            if _fits(unit.pods, grown, unit.needed):
-                text = f"add {count} node{'s' if count > 1 else ''} like {name} ({offered})"
-                yield Change("add-nodes", text), unit.pods, grown
+        nodes = (account.node for account in self._accounts.values())
+        taints = {
+            taint for node in nodes if (taint := untolerated(node.taints, shape.tolerations)) is not None
+        }
+        for taint in sorted(taints, key=str):
+            if not taint.key.startswith(_PASSING):
+                toleration = Toleration(taint.key, "Exists", "", taint.effect)
+                yield (
+                    Change("tolerate-taint", f"tolerate the taint {taint}"),
+                    partial(_tolerating, toleration=toleration),
+                )
+
+    def _fewer_gpus(self) -> Iterator[_Candidate]:
+        for resource, amount in self._pod.shape.requests:
+            if not is_gpu_resource(resource):
+                continue
+
+            def asking_for(fewer: int, item: tuple[str, int] = (resource, amount)) -> Snapshot:
+                return self._edited(partial(_asking, item=item, amount=fewer))
+
+            fewer = _largest(amount - 1, lambda count, ask=asking_for: self._fits(ask(count)))  # type: ignore[misc]
+            if fewer:
+                change = Change("ask-fewer", f"ask for {fewer} {resource} instead of {amount}")
+                yield change, asking_for(fewer)
+
+    def _uncordoned(self) -> Iterator[_Candidate]:
+        cordoned = [account.node for account in self._accounts.values() if account.node.unschedulable]
+        for node in cordoned[:TRIES]:
+            taints = tuple(taint for taint in node.taints if taint.key != f"{_PASSING}unschedulable")
+            opened = msgspec.structs.replace(node, unschedulable=False, taints=taints)
+            if self._fits(changed := self._with_nodes({node.name: opened})):
+                yield Change("uncordon-node", f"uncordon node {node.name}"), changed
+
+    def _raised(self) -> Iterator[_Candidate]:
+        """The lowest priority from which on preemption makes room."""
+        mine = max(pod.priority for pod in self._unit.pods)
+        there = (pod for account in self._accounts.values() for pod in account.pods.values() if pod.node)
+        keys = {pod.key for pod in self._unit.pods}
+        for step in sorted({pod.priority for pod in there if pod.priority >= mine and not pod.terminating}):
+            pods = {p.key: msgspec.structs.replace(p, priority=step + 1) for p in self._unit.pods}
+            plan = decide(changed := self._with_pods(pods), self._policy)
+            if _served(plan, self._unit):
+                ended = sum(
+                    isinstance(action, Evict) and action.beneficiary in keys for action in plan.actions
+                )
+                text = f"raise the priority above {step} ({_pods(ended)} of lower priority would end)"
+                yield Change("raise-priority", text), changed
                 break
 
+    def _without_others(self) -> Iterator[_Candidate]:
+        groups: dict[str, list[Pod]] = {}
+        for name in self._accounts:
+            for other in self._snapshot.pods_by_node.get(name, {}).values():
+                if not other.terminating and gpus_requested(other.shape):
+                    groups.setdefault(_group(other), []).append(other)
+        groups.pop(_group(self._pod), None)
+        trial = Trial(self._after)
+        searches = {trial.question(pod): trial.search(pod) for pod in self._unit.pods}.values()
+        tries = 0
+        for group, members in sorted(groups.items(), key=_least_dear):
+            keys = {member.key for member in members}
+            accounts = [self._accounts[name].without(keys) for name in {member.node for member in members}]
+            if tries < TRIES and any(s.allows(account) for s in searches for account in accounts):
+                tries += 1
+                if self._fits(changed := self._without_pods(keys)):
+                    yield Change("end-workload", f"end {group} ({_pods(len(keys))})"), changed
 
-def _fits(pods: Sequence[Pod], ledger: Ledger, needed: int) -> bool:
-    trial = Trial(ledger)
-    placed = 0
-    for pod in pods:
-        node = trial.search(pod).best()
-        if node is not None:
-            trial.place(pod, node)
-            placed += 1
-    return placed >= needed
+    def _more_nodes(self) -> Iterator[_Candidate]:
+        """Empty copies of a node of each kind that the pod could use, as few as are enough."""
+        search = Trial(self._after).search(self._pod)
+        kinds: dict[str, Node] = {}
+        for account in self._accounts.values():
+            node = at_its_best(account.node)
+            gpus = (f"{n} {r}" for r, n in sorted(node.allocatable.items()) if n and is_gpu_resource(r))
+            offered = ", ".join(gpus) or "no GPU"
+            if offered not in kinds and search.allows(account_of(node, {})):
+                kinds[offered] = node
+        most = len(self._unit.pods)
+        for offered, node in sorted(kinds.items()):
+
+            def without(spared: int, node: Node = node) -> Snapshot:
+                return self._with_nodes({copy.name: copy for copy in _copies(node, most - spared)})
+
+            if self._fits(without(0)):
+                spared = _largest(most - 1, lambda count, fewer=without: self._fits(fewer(count)))  # type: ignore[misc]
+                what = "1 node" if most - spared == 1 else f"{most - spared} nodes"
+                yield Change("add-nodes", f"add {what} like {node.name} ({offered})"), without(spared)
+
+    def _edited(self, edit: _Edit) -> Snapshot:
+        pods = {p.key: msgspec.structs.replace(p, shape=edit(p.shape)) for p in self._unit.pods}
+        return self._with_pods(pods)
+
+    def _with_pods(self, pods: Mapping[str, Pod]) -> Snapshot:
+        return msgspec.structs.replace(self._snapshot, unbound={**self._snapshot.unbound, **pods})
+
+    def _with_nodes(self, nodes: Mapping[str, Node]) -> Snapshot:
+        return msgspec.structs.replace(self._snapshot, nodes={**self._snapshot.nodes, **nodes})
+
+    def _without_pods(self, keys: set[str]) -> Snapshot:
+        by_node = {
+            name: pods if keys.isdisjoint(pods) else {k: pod for k, pod in pods.items() if k not in keys}
+            for name, pods in self._snapshot.pods_by_node.items()
+        }
+        return msgspec.structs.replace(self._snapshot, pods_by_node=by_node)
+
+    def _fits(self, changed: Snapshot) -> bool:
+        """Whether the unit fits on the fleet as the decision leaves it, with what is changed."""
+        accounts = {name: self._account(changed, name) for name in changed.nodes}
+        fleet = Ledger(changed, accounts, dict(self._after.promised_volumes))
+        pods = [changed.unbound[pod.key] for pod in self._unit.pods]
+        return len(place(pods, Trial(fleet))) >= self._unit.needed
+
+    def _account(self, changed: Snapshot, name: str) -> NodeAccount:
+        account = self._accounts.get(name)
+        if account is None:
+            return account_of(changed.nodes[name], {})
+        here, left = self._snapshot.pods_by_node.get(name, {}), changed.pods_by_node.get(name, {})
+        if here is not left:
+            account = account.without(here.keys() - left.keys())
+        node = changed.nodes[name]
+        return account if account.node is node else msgspec.structs.replace(account, node=node)
 
 
-def _reshaped(unit: Unit, **changes: object) -> tuple[Pod, ...]:
-    return tuple(
-        msgspec.structs.replace(pod, shape=msgspec.structs.replace(pod.shape, **changes)) for pod in unit.pods
-    )
+def _up_to(snapshot: Snapshot, policy: Policy, unit: Unit) -> Snapshot:
+    """The snapshot without the pods that wait behind the unit, unless room is being made for them."""
+    queue = units(snapshot, policy.responsible)
+    ahead = {pod.key for other in queue if other.order <= unit.order for pod in other.pods}
+    unbound = {key: pod for key, pod in snapshot.unbound.items() if key in ahead or pod.nominated_node}
+    return msgspec.structs.replace(snapshot, unbound=unbound)
+
+
+def _served(plan: Plan, unit: Unit) -> bool:
+    """Whether the plan binds as many pods as the unit needs, or makes room for them."""
+    done = {
+        action.pod.key
+        for action in plan.actions
+        if isinstance(action, Bind | SelectNode | BindVolume)
+        or (isinstance(action, Nominate) and action.node)
+    }
+    return sum(pod.key in done for pod in unit.pods) >= unit.needed
+
+
+def _largest(most: int, works: Callable[[int], bool]) -> int:
+    """The largest number up to `most` that works, or 0; smaller ones work if larger ones do."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if works(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _without_selector(shape: PodShape, item: tuple[str, str]) -> PodShape:
+    return msgspec.structs.replace(shape, node_selector=tuple(i for i in shape.node_selector if i != item))
+
+
+def _without(shape: PodShape, field: str) -> PodShape:
+    return msgspec.structs.replace(shape, **{field: getattr(PodShape(), field)})
+
+
+def _tolerating(shape: PodShape, toleration: Toleration) -> PodShape:
+    return msgspec.structs.replace(shape, tolerations=(*shape.tolerations, toleration))
+
+
+def _asking(shape: PodShape, item: tuple[str, int], amount: int) -> PodShape:
+    requests = tuple((item[0], amount) if request == item else request for request in shape.requests)
+    return msgspec.structs.replace(shape, requests=requests)
+
+
+def _copies(node: Node, count: int) -> Iterator[Node]:
+    for index in range(1, count + 1):
+        name = f"{node.name} (new {index})"
+        labels = {**node.labels, "kubernetes.io/hostname": name}
+        yield msgspec.structs.replace(node, name=name, labels=labels)
+
+
+def _least_dear(item: tuple[str, list[Pod]]) -> tuple[int, int, str]:
+    group, members = item
+    return max(member.priority for member in members), len(members), group
 
 
 def _group(pod: Pod) -> str:
     if pod.gang is not None:
         return f"gang {pod.gang_key}"
     return f"{pod.owner_kind} {pod.namespace}/{pod.owner_name}" if pod.owner_name else f"pod {pod.key}"
+
+
+def _pods(count: int) -> str:
+    return "1 pod" if count == 1 else f"{count} pods"

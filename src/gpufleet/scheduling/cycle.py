@@ -45,11 +45,18 @@ class Policy(msgspec.Struct, frozen=True):
 
 def decide(snapshot: Snapshot, policy: Policy, ledger: Ledger | None = None) -> Plan:
     """What to do now. `ledger` may be the one of an earlier snapshot that was brought up to date."""
+    return consider(snapshot, policy, ledger)[0]
+
+
+def consider(snapshot: Snapshot, policy: Policy, ledger: Ledger | None = None) -> tuple[Plan, Ledger]:
+    """The plan of `decide`, and the ledger as it leaves the fleet: who is bound or waits for room is placed,
+    and who is evicted is still there.
+    """
     queue = units(snapshot, policy.responsible)
     cycle = _Cycle(ledger or Ledger.build(snapshot), queue)
     for unit in queue:
         cycle.take(unit)
-    return Plan(tuple(cycle.actions))
+    return Plan(tuple(cycle.actions)), cycle.trial.ledger
 
 
 class _Cycle:

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from gpufleet.fleet.nodes import Node
-from gpufleet.fleet.plans import Bind, Nominate, SelectNode, Unschedulable
+from gpufleet.fleet.plans import Bind, BindVolume, SelectNode, Unschedulable
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
-from gpufleet.scheduling.changes import Change, helpful_changes
-from gpufleet.scheduling.cycle import Policy, decide
+from gpufleet.scheduling.affinity import all_terms_test
+from gpufleet.scheduling.changes import Change, at_its_best, helpful_changes
+from gpufleet.scheduling.cycle import Policy, consider
 from gpufleet.scheduling.gangs import Unit, units
 from gpufleet.scheduling.ledger import Ledger, account_of
 from gpufleet.scheduling.placing import place
@@ -92,38 +92,41 @@ def explain(snapshot: Snapshot, key: str, policy: Policy, finished: Pod | None =
 
 
 def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanation:
-    ledger = Ledger.build(snapshot)
-    actions = [a for a in decide(snapshot, policy, ledger).actions if _concerns(a, pod)]
-    if any(isinstance(action, Bind | SelectNode) for action in actions):
+    plan, after = consider(snapshot, policy)
+    actions = [action for action in plan.actions if action.pod.key == pod.key]
+    if any(isinstance(action, Bind | SelectNode | BindVolume) for action in actions):
         text = "it fits now; the next decision places it"
         return _explanation(pod, "soon", (Reason("Schedulable", text, pod.key),))
-    reasons = next((a.reasons for a in actions if isinstance(a, Unschedulable)), ())
+    reasons = next(action.reasons for action in actions if isinstance(action, Unschedulable))
     if any(reason.code in ("WaitingForVictims", "WaitingForVolume") for reason in reasons):
         return _explanation(pod, "soon", reasons)
-    unit = next(unit for unit in units(snapshot, policy.responsible) if pod in unit.pods)
-    holders = tuple(_holders(ledger, pod))
+    queue = units(snapshot, policy.responsible)
+    unit = next(unit for unit in queue if any(member.key == pod.key for member in unit.pods))
+    holders = tuple(_holders(after, pod))
     if unit.problem is not None:
         return _explanation(pod, "not-now", reasons, holders)
     verdict = "not-now" if fits_empty(snapshot, unit) else "never"
-    return _explanation(pod, verdict, reasons, holders, helpful_changes(ledger, unit, pod))
-
-
-def _concerns(action: object, pod: Pod) -> bool:
-    return isinstance(action, Bind | SelectNode | Nominate | Unschedulable) and action.pod.key == pod.key
+    changes = helpful_changes(snapshot, policy, after, unit, pod)
+    return _explanation(pod, verdict, reasons, holders, changes)
 
 
 def fits_empty(snapshot: Snapshot, unit: Unit) -> bool:
-    """Whether the unit would be placed if every node were ready, uncordoned and without pods."""
-    nodes = {name: _at_its_best(node) for name, node in snapshot.nodes.items()}
+    """Whether the unit would be placed if every node were ready, uncordoned and without pods.
+
+    Whom the pods must be near may still come, so others' absence does not count.
+    """
+    nodes = {name: at_its_best(node) for name, node in snapshot.nodes.items()}
     empty = msgspec.structs.replace(snapshot, nodes=nodes, pods_by_node={})
     accounts = {name: account_of(node, {}) for name, node in nodes.items()}
-    return len(place(unit.pods, Trial(Ledger(empty, accounts)))) >= unit.needed
+    pods = [_in_company(pod, snapshot) for pod in unit.pods]
+    return len(place(pods, Trial(Ledger(empty, accounts)))) >= unit.needed
 
 
-def _at_its_best(node: Node) -> Node:
-    """The node ready and uncordoned, without the taints that Kubernetes sets for passing conditions."""
-    lasting = tuple(taint for taint in node.taints if not taint.key.startswith("node.kubernetes.io/"))
-    return msgspec.structs.replace(node, ready=True, unschedulable=False, taints=lasting)
+def _in_company(pod: Pod, snapshot: Snapshot) -> Pod:
+    shape = pod.shape
+    if not shape.affinity or all_terms_test(shape.affinity, snapshot.namespaces)(pod):
+        return pod
+    return msgspec.structs.replace(pod, shape=msgspec.structs.replace(shape, affinity=()))
 
 
 def _holders(ledger: Ledger, pod: Pod) -> Iterator[Holder]:

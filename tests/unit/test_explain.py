@@ -1,0 +1,389 @@
+"""`why` says what the decision says, and every change that it offers works when somebody makes it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import msgspec
+import pytest
+from hypothesis import given
+from tests.unit.fleets import (
+    HOST,
+    ZONE,
+    claim,
+    equal,
+    gang,
+    near,
+    node,
+    nodes_where,
+    pod,
+    spread_over,
+    storage,
+    waiting_class,
+)
+from tests.unit.random_fleets import binds, evictions, examples, fleets, nominations, pods_of, reports
+
+from gpufleet.fleet.nodes import Node
+from gpufleet.fleet.pods import Pod, PodShape
+from gpufleet.fleet.reasons import CODES
+from gpufleet.fleet.selectors import Toleration
+from gpufleet.fleet.snapshot import Snapshot, snapshot_of
+from gpufleet.scheduling.changes import Change
+from gpufleet.scheduling.cycle import Policy, consider, decide
+from gpufleet.scheduling.explain import Explanation, explain
+from gpufleet.scheduling.filters import FILTERS
+from gpufleet.scheduling.gangs import units
+from gpufleet.scheduling.ledger import Ledger
+from gpufleet.scheduling.search import Search
+
+WORDS = {
+    "the required node affinity": "node_affinity",
+    "the required pod affinity": "affinity",
+    "the required pod anti-affinity": "anti_affinity",
+    "the topology spread constraints": "spread",
+    "the host ports": "host_ports",
+}
+
+
+def why(snapshot: Snapshot, name: str) -> Explanation:
+    found = explain(snapshot, f"default/{name}", Policy())
+    assert found is not None
+    return found
+
+
+def fleet(*things: Node | Pod, **rest: object) -> Snapshot:
+    nodes = tuple(thing for thing in things if isinstance(thing, Node))
+    return snapshot_of(nodes, tuple(thing for thing in things if isinstance(thing, Pod)), **rest)
+
+
+# what people do when they read a change
+
+
+def carried_out(change: Change, snapshot: Snapshot, mates: list[Pod]) -> Snapshot:
+    """The snapshot after somebody has done what the message says to the pod, its gang or the cluster."""
+    text = change.message
+    if match := re.fullmatch(r"remove (\S+)=(\S*) from the nodeSelector", text):
+        return _edited(snapshot, mates, lambda s: {"node_selector": _but(s.node_selector, match.groups())})
+    if text.removeprefix("remove ") in WORDS:
+        field = WORDS[text.removeprefix("remove ")]
+        return _edited(snapshot, mates, lambda s: {field: getattr(PodShape(), field)})
+    if match := re.fullmatch(r"tolerate the taint ([^=:]+)(?:=[^:]*)?:(\w+)", text):
+        more = Toleration(match[1], "Exists", "", match[2])
+        return _edited(snapshot, mates, lambda s: {"tolerations": (*s.tolerations, more)})
+    if match := re.fullmatch(r"ask for (\d+) (\S+) instead of (\d+)", text):
+        few, resource, many = int(match[1]), match[2], int(match[3])
+        return _edited(
+            snapshot,
+            mates,
+            lambda s: {
+                "requests": tuple((r, few if (r, a) == (resource, many) else a) for r, a in s.requests)
+            },
+        )
+    if match := re.fullmatch(r"uncordon node (\S+)", text):
+        opened = msgspec.structs.replace(snapshot.nodes[match[1]], unschedulable=False)
+        return msgspec.structs.replace(snapshot, nodes={**snapshot.nodes, match[1]: opened})
+    if match := re.fullmatch(
+        r"raise the priority above (\d+) \((\d+) pods? of lower priority would end\)", text
+    ):
+        raised = {p.key: msgspec.structs.replace(p, priority=int(match[1]) + 1) for p in mates}
+        return msgspec.structs.replace(snapshot, unbound={**snapshot.unbound, **raised})
+    if match := re.fullmatch(r"end (\S+) (\S+) \((\d+) pods?\)", text):
+        return _ended(snapshot, match[1], match[2], int(match[3]))
+    if match := re.fullmatch(r"add (\d+) nodes? like (\S+) \(.*\)", text):
+        model = msgspec.structs.replace(snapshot.nodes[match[2]], ready=True, unschedulable=False)
+        new = [
+            msgspec.structs.replace(model, name=name, labels={**model.labels, HOST: name})
+            for name in (f"added-{index}" for index in range(int(match[1])))
+        ]
+        return msgspec.structs.replace(snapshot, nodes={**snapshot.nodes, **{n.name: n for n in new}})
+    raise AssertionError(f"nobody would know what to do: {text}")
+
+
+def _edited(snapshot: Snapshot, mates: list[Pod], edit: object) -> Snapshot:
+    changed = {
+        p.key: msgspec.structs.replace(p, shape=msgspec.structs.replace(p.shape, **edit(p.shape)))  # type: ignore[operator]
+        for p in mates
+    }
+    return msgspec.structs.replace(snapshot, unbound={**snapshot.unbound, **changed})
+
+
+def _but(selector: tuple[tuple[str, str], ...], gone: object) -> tuple[tuple[str, str], ...]:
+    return tuple(item for item in selector if item != gone)
+
+
+def _ended(snapshot: Snapshot, kind: str, name: str, count: int) -> Snapshot:
+    def belongs(p: Pod) -> bool:
+        if kind == "gang":
+            return p.gang_key == name
+        if kind == "pod":
+            return p.key == name and not p.gang and not p.owner_name
+        return (p.owner_kind, f"{p.namespace}/{p.owner_name}") == (kind, name) and not p.gang
+
+    gone = {p.key for p in pods_of(snapshot) if p.node in snapshot.nodes and not p.terminating and belongs(p)}
+    assert len({key for key in gone if _asks_gpus(snapshot, key)}) == count
+    by_node = {
+        where: {key: p for key, p in pods.items() if key not in gone}
+        for where, pods in snapshot.pods_by_node.items()
+    }
+    return msgspec.structs.replace(snapshot, pods_by_node=by_node)
+
+
+def _asks_gpus(snapshot: Snapshot, key: str) -> bool:
+    found = next(p for p in pods_of(snapshot) if p.key == key)
+    return any(resource == "nvidia.com/gpu" for resource, _ in found.shape.requests)
+
+
+# properties
+
+
+@examples(60)
+@given(fleets(most_pods=4))
+def test_the_verdict_is_the_decisions(snapshot: Snapshot) -> None:
+    plan = decide(snapshot, Policy())
+    for p in pods_of(snapshot):
+        found = why(snapshot, p.name)
+        if p.node:
+            assert found.verdict == "running"
+        elif p.name in binds(plan):
+            assert (found.verdict, found.reasons[0].code) == ("soon", "Schedulable")
+        else:
+            codes = reports(plan)[p.name]
+            assert tuple(reason.code for reason in found.reasons) == codes
+            assert (found.verdict == "soon") == ("WaitingForVictims" in codes)
+        assert {reason.code for reason in found.reasons} <= CODES.keys()
+        assert msgspec.json.decode(msgspec.json.encode(found.as_json()))["verdict"] == found.verdict
+
+
+@examples(80)
+@given(fleets(most_pods=4))
+def test_every_change_that_is_offered_works_when_it_is_made(snapshot: Snapshot) -> None:
+    for p in snapshot.unbound.values():
+        found = why(snapshot, p.name)
+        unit = next(u for u in units(snapshot, Policy().responsible) if p in u.pods)
+        for change in found.changes:
+            after = decide(carried_out(change, snapshot, list(unit.pods)), Policy())
+            helped = {*binds(after), *(name for name, where in nominations(after).items() if where)}
+            assert sum(mate.name in helped for mate in unit.pods) >= unit.needed, change
+            if change.kind == "raise-priority":
+                mine = {mate.key for mate in unit.pods}
+                ended = sum(key in mine for key in evictions(after).values())
+                assert f"({ended} pod" in change.message
+
+
+@examples(80)
+@given(fleets(most_pods=4, affinity=False))
+def test_never_is_said_exactly_when_the_empty_fleet_has_no_room(snapshot: Snapshot) -> None:
+    nodes = {
+        name: msgspec.structs.replace(n, ready=True, unschedulable=False)
+        for name, n in snapshot.nodes.items()
+    }
+    empty = Ledger.build(Snapshot(nodes=nodes))
+    for p in snapshot.unbound.values():
+        found = why(snapshot, p.name)
+        if p.gang or found.verdict not in ("never", "not-now"):
+            continue
+        checks = [c for rule in FILTERS if (c := rule.prepare(p, empty)) is not None]
+        room = any(all(c(a) is None for c in checks) for a in empty.accounts.values())
+        assert found.verdict == ("not-now" if room else "never")
+
+
+@examples(60)
+@given(fleets(most_pods=4))
+def test_holders_hold_all_that_is_used_where_the_pod_is_short_of_it(snapshot: Snapshot) -> None:
+    _, after = consider(snapshot, Policy())
+    for p in snapshot.unbound.values():
+        found = why(snapshot, p.name)
+        if found.verdict not in ("never", "not-now"):
+            continue
+        used: Counter[str] = Counter()
+        for where, block in Search(p, after).blocks():
+            if block.code == "InsufficientResource":
+                used[block.detail] += after.accounts[where].used[block.detail]
+        held: Counter[str] = Counter()
+        for holder in found.holders:
+            held[holder.resource] += holder.amount
+        assert held == used
+
+
+# in words
+
+
+def test_a_pod_that_is_not_there_has_no_explanation() -> None:
+    assert explain(fleet(), "default/p", Policy()) is None
+
+
+def test_a_running_pod_is_where_it_is() -> None:
+    found = why(fleet(node("a"), pod("p", node="a")), "p")
+    assert (found.verdict, found.node, found.reasons[0].code) == ("running", "a", "Bound")
+
+
+def test_a_finished_pod_has_ended() -> None:
+    ended = msgspec.structs.replace(pod("p", node="a"), phase="Failed")
+    found = explain(fleet(node("a")), "default/p", Policy(), finished=ended)
+    assert found is not None
+    assert (found.verdict, found.reasons[0].code) == ("running", "Finished")
+
+
+@pytest.mark.parametrize(
+    ("waiting", "verdict", "code"),
+    [
+        (pod("p", terminating=True), "never", "Terminating"),
+        (pod("p", gates=["wait"]), "not-now", "SchedulingGated"),
+        (msgspec.structs.replace(pod("p"), scheduler="other"), "not-now", "OtherScheduler"),
+        (pod("p", claims=["none"]), "not-now", "ClaimNotFound"),
+        (pod("p", resource_claims=True), "not-now", "DynamicResources"),
+        (pod("p", gang=gang("g", 2)), "not-now", "GangIncomplete"),
+        (pod("p"), "soon", "Schedulable"),
+    ],
+)
+def test_what_keeps_a_pod_back_by_itself(waiting: Pod, verdict: str, code: str) -> None:
+    found = why(fleet(node("a"), waiting), "p")
+    assert (found.verdict, found.reasons[0].code) == (verdict, code)
+    assert not found.changes
+
+
+def test_a_pod_that_waits_for_its_volume_runs_soon() -> None:
+    stored = storage(claims=[claim(selected="a")], classes=[waiting_class()])
+    found = why(fleet(node("a"), pod("p", claims=["data"]), **stored), "p")
+    assert (found.verdict, found.reasons[0].code) == ("soon", "WaitingForVolume")
+
+
+def test_who_holds_the_gpus_is_named_by_workload() -> None:
+    web = [pod(f"web-{i}", gpus=2, node="a", owner="web", priority=5) for i in range(3)]
+    snapshot = fleet(node("a", gpus=8), *web, pod("one", gpus=1, node="a"), pod("p", gpus=4, priority=5))
+    found = why(snapshot, "p")
+    assert [(h.workload, h.amount, h.pods, h.preemptible, h.nodes) for h in found.holders] == [
+        ("ReplicaSet/web", 6, 3, False, ("a",)),
+        ("Pod/one", 1, 1, True, ("a",)),
+    ]
+
+
+def test_a_pod_that_loses_to_one_before_it_is_told_who_won_and_that_nothing_else_is_in_the_way() -> None:
+    """The node is free in the snapshot; the decision gives it to the older pod."""
+    snapshot = fleet(node("a", gpus=1), pod("first", gpus=1), pod("p", gpus=1, created=5))
+    found = why(snapshot, "p")
+    assert [holder.workload for holder in found.holders] == ["Pod/first"]
+    assert [change.kind for change in found.changes] == ["add-nodes"]
+
+
+def messages(snapshot: Snapshot, name: str = "p") -> dict[str, str]:
+    return {change.kind: change.message for change in why(snapshot, name).changes}
+
+
+def test_the_selector_that_is_too_much_is_named() -> None:
+    picky = pod("p", gpus=1, node_selector={ZONE: "x", "disk": "ssd"})
+    offered = messages(fleet(node("a", gpus=1, zone="x"), picky))
+    assert offered["drop-node-selector"] == "remove disk=ssd from the nodeSelector"
+
+
+def test_affinities_spread_and_ports_are_offered_to_be_dropped() -> None:
+    web = {"app": "web"}
+    there = pod("there", labels=web, node="a", host_ports=[80])
+    for kind, blocked in {
+        "drop-node-affinity": pod("p", node_affinity=nodes_where(equal("disk", "ssd"))),
+        "drop-affinity": pod("p", affinity=[near(HOST, app="db")]),
+        "drop-anti-affinity": pod("p", anti_affinity=[near(HOST, app="web")]),
+        "drop-spread": pod("p", labels=web, spread=[spread_over("rack", app="web")]),
+        "drop-host-ports": pod("p", host_ports=[80]),
+    }.items():
+        assert kind in messages(fleet(node("a"), there, blocked))
+
+
+def test_a_taint_is_offered_to_be_tolerated_unless_it_passes() -> None:
+    tainted = [node("a", gpus=1, taints=["team=ml:NoSchedule"])]
+    assert (
+        messages(fleet(*tainted, pod("p", gpus=1)))["tolerate-taint"]
+        == "tolerate the taint team=ml:NoSchedule"
+    )
+    passing = node("a", gpus=1, taints=["node.kubernetes.io/disk-pressure:NoSchedule"])
+    assert "tolerate-taint" not in messages(fleet(passing, pod("p", gpus=1)))
+
+
+def test_the_largest_request_that_fits_is_offered() -> None:
+    offered = messages(fleet(node("a", gpus=8), pod("r", gpus=3, node="a"), pod("p", gpus=8)))
+    assert offered["ask-fewer"] == "ask for 5 nvidia.com/gpu instead of 8"
+
+
+def test_huge_amounts_of_a_shared_resource_are_searched_by_halving() -> None:
+    memory = {"nvidia.com/gpumem": 40_000_000}
+    big = pod("p", resources={"nvidia.com/gpumem": 60_000_000})
+    offered = messages(fleet(node("a", resources=memory), big))
+    assert offered["ask-fewer"] == "ask for 40000000 nvidia.com/gpumem instead of 60000000"
+
+
+def test_a_cordoned_node_that_would_do_is_named() -> None:
+    cordoned = node("a", gpus=1, unschedulable=True, taints=["node.kubernetes.io/unschedulable:NoSchedule"])
+    assert messages(fleet(cordoned, node("b"), pod("p", gpus=1)))["uncordon-node"] == "uncordon node a"
+
+
+def test_the_lowest_priority_that_helps_and_its_price_are_named() -> None:
+    running = [pod(f"r{i}", gpus=1, node="a", priority=p) for i, p in enumerate([5, 5, 9, 9])]
+    offered = messages(fleet(node("a", gpus=4), *running, pod("p", gpus=3)))
+    assert offered["raise-priority"] == "raise the priority above 9 (3 pods of lower priority would end)"
+    patient = pod("p", gpus=3, preempts=False)
+    assert "raise-priority" not in messages(fleet(node("a", gpus=4), *running, patient))
+
+
+def test_workloads_are_offered_to_be_ended_lowest_priority_first() -> None:
+    running = [
+        pod("small", gpus=1, node="a", priority=1),
+        *(pod(f"web-{i}", gpus=2, node="a", owner="web", priority=2) for i in range(2)),
+        *(pod(f"g{i}", gpus=2, node="b", gang=gang("train", 2), priority=3) for i in range(2)),
+    ]
+    waiting = pod("p", gpus=4, priority=1, preempts=False)
+    found = why(fleet(node("a", gpus=5), node("b", gpus=4), *running, waiting), "p")
+    ends = [change.message for change in found.changes if change.kind == "end-workload"]
+    assert ends == ["end ReplicaSet default/web (2 pods)", "end gang default/train (2 pods)"]
+
+
+def test_the_pods_own_workload_is_not_offered_to_be_ended() -> None:
+    mine = [pod(f"web-{i}", gpus=1, node="a", owner="web") for i in range(2)]
+    assert "end-workload" not in messages(fleet(node("a", gpus=2), *mine, pod("p", gpus=1, owner="web")))
+
+
+def test_what_a_pod_ahead_in_the_queue_would_take_is_not_offered() -> None:
+    """Ending the small job frees one GPU, which the urgent pod would get."""
+    snapshot = fleet(
+        node("a", gpus=2),
+        pod("small", gpus=1, node="a", priority=9),
+        pod("other", gpus=1, node="a", priority=9),
+        pod("urgent", gpus=1, priority=5),
+        pod("p", gpus=1),
+    )
+    assert "end-workload" not in messages(snapshot)
+    assert messages(snapshot)["add-nodes"] == "add 1 node like a (2 nvidia.com/gpu)"
+    assert "end-workload" in messages(snapshot, "urgent")
+
+
+def test_as_many_nodes_as_a_gang_needs_are_offered_like_one_that_it_can_use() -> None:
+    members = [pod(f"w{i}", gpus=8, gang=gang("g", 3), node_selector={ZONE: "y"}) for i in range(3)]
+    nodes = [node("a", gpus=8, zone="x"), node("b", gpus=8, zone="y")]
+    offered = messages(fleet(*nodes, *members), "w0")
+    assert offered["add-nodes"] == "add 2 nodes like b (8 nvidia.com/gpu)"
+
+
+def test_a_cordoned_node_is_a_model_for_new_ones_without_its_cordon() -> None:
+    cordoned = node("a", gpus=1, unschedulable=True, taints=["node.kubernetes.io/unschedulable:NoSchedule"])
+    snapshot = fleet(cordoned, pod("r", gpus=1, node="a", priority=5), pod("p", gpus=1))
+    assert messages(snapshot)["add-nodes"] == "add 1 node like a (1 nvidia.com/gpu)"
+
+
+def test_no_change_is_offered_for_what_no_node_has() -> None:
+    found = why(fleet(node("a"), pod("p", resources={"example.com/fpga": 1})), "p")
+    assert (found.verdict, found.changes) == ("never", ())
+
+
+def test_a_pod_that_must_be_near_one_that_is_not_there_yet_may_still_run() -> None:
+    found = why(fleet(node("a"), pod("p", affinity=[near(HOST, app="db")])), "p")
+    assert found.verdict == "not-now"
+
+
+def test_edits_of_one_member_leave_the_other_members_as_they_are() -> None:
+    """The worker's selector is too much; dropping it must not move the lead away from its own zone."""
+    lead = pod("lead", gpus=1, gang=gang("g", 2), node_selector={ZONE: "x"})
+    worker = pod("worker", gpus=1, gang=gang("g", 2), node_selector={"disk": "ssd"})
+    offered = messages(
+        fleet(node("a", gpus=1, zone="x"), node("b", gpus=1, zone="y"), lead, worker), "worker"
+    )
+    assert offered["drop-node-selector"] == "remove disk=ssd from the nodeSelector"

@@ -6,11 +6,15 @@ Insufficient nvidia.com/gpu, ...`) and ends with our codes, so that it can be lo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from gpufleet.fleet.quantities import format_amount
 from gpufleet.fleet.reasons import Reason
 from gpufleet.scheduling.placement import Block
+
+LONGEST = 1000
+"""Characters of a message; an Event takes 1,024 bytes."""
 
 _KUBERNETES_WORDS: dict[str, str] = {
     "NodeNotReady": "node(s) were not ready",
@@ -67,31 +71,39 @@ def pod_reason(block: Block, subject: str) -> Reason:
     return Reason(block.code, block.detail, subject)
 
 
-def condition_message(reasons: Sequence[Reason], nodes: int) -> str:
-    """One line for the PodScheduled condition and the Event; `nodes` is the size of the cluster."""
-    about_nodes = [reason for reason in reasons if reason.nodes]
+def condition_message(reasons: Sequence[Reason], nodes: int, longest: int = LONGEST) -> str:
+    """One line for the PodScheduled condition and the Event; `nodes` is the size of the cluster.
+
+    A line that would be too long is cut before its codes.
+    """
+    counts: Counter[str] = Counter()
+    for reason in reasons:
+        if reason.nodes:
+            counts[_kubernetes_words(reason)] += reason.nodes
     others = [reason.message[:1].upper() + reason.message[1:] for reason in reasons if not reason.nodes]
     parts = []
-    if about_nodes:
-        counts = sorted(f"{reason.nodes} {_kubernetes_words(reason)}" for reason in about_nodes)
-        parts.append(f"0/{nodes} nodes are available: {', '.join(counts)}.")
+    if counts:
+        ways = sorted(f"{count} {words}" for words, count in counts.items())
+        parts.append(f"0/{nodes} nodes are available: {', '.join(ways)}.")
     if others:
         parts.append(". ".join(others) + ".")
-    codes = ", ".join(dict.fromkeys(reason.code for reason in reasons))
-    return " ".join([*parts, f"[{codes}]"])
+    codes = f"[{', '.join(dict.fromkeys(reason.code for reason in reasons))}]"
+    text = " ".join(parts)
+    room = longest - len(codes) - 1
+    return f"{text if len(text) <= room else text[: room - 3] + '...'} {codes}".lstrip()
 
 
 def _node_reason(code: str, detail: str, members: list[tuple[str, Block]]) -> Reason:
     count = len(members)
     need = max(block.need for _, block in members)
-    have = max(block.have for _, block in members)
+    have = max(0, *(block.have for _, block in members))
     resource = detail if code in ("InsufficientResource", "ExceedsNodeCapacity", "ResourceNotOffered") else ""
     text = _SENTENCES[code].format(
         nodes="1 node" if count == 1 else f"{count} nodes",
         detail=detail,
         colon_detail=f": {detail}" if detail else "",
         need=format_amount(resource, need),
-        have=format_amount(resource, max(have, 0)),
+        have=format_amount(resource, have),
     )
     evidence: dict[str, int | str] = {"need": need, "have": have} if need else {}
     return Reason(code, text, detail, count, evidence)

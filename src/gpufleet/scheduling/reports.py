@@ -15,10 +15,9 @@ import msgspec
 from gpufleet.fleet.plans import Unschedulable
 from gpufleet.fleet.pods import Pod
 from gpufleet.kube.workqueue import WorkQueue
-from gpufleet.scheduling.messages import condition_message
+from gpufleet.scheduling.messages import LONGEST, condition_message
 
 SAME_CODES_SECONDS = 5.0
-_LONGEST_MESSAGE = 1000
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -39,13 +38,13 @@ class Report(msgspec.Struct, frozen=True):
         """The report of a decision, in a cluster of `nodes` nodes."""
         code = action.reasons[0].code
         reason = "Unschedulable" if action.helped_by_capacity else code
-        message = condition_message(action.reasons, nodes)[:_LONGEST_MESSAGE]
+        message = condition_message(action.reasons, nodes)
         return cls(action.pod, code, reason, message, tuple(reason.code for reason in action.reasons))
 
     @classmethod
     def of_binding(cls, pod: Pod, message: str) -> Report:
         """The report that closes the earlier ones."""
-        return cls(pod, "Bound", "Bound", message[:_LONGEST_MESSAGE], ("Bound",), bound=True)
+        return cls(pod, "Bound", "Bound", message[:LONGEST], ("Bound",), bound=True)
 
 
 class Reports:

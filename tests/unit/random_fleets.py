@@ -25,14 +25,13 @@ from gpufleet.scheduling.ledger import Ledger
 
 APPS = ("a", "b")
 
+FACTOR = int(os.environ.get("GPUFLEET_TEST_FACTOR", "1"))
+"""Multiplies the number of examples, for a long search."""
+
 
 def examples(count: int) -> settings:
-    """Settings for properties over whole fleets: so many examples, whatever time a busy machine takes.
-
-    GPUFLEET_TEST_FACTOR multiplies the number, for a long search.
-    """
-    factor = int(os.environ.get("GPUFLEET_TEST_FACTOR", "1"))
-    return settings(max_examples=count * factor, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    """Settings for properties over whole fleets: so many examples, whatever time a busy machine takes."""
+    return settings(max_examples=count * FACTOR, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 _LOCAL_FEATURES: tuple[dict[str, object], ...] = (

@@ -32,7 +32,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 
-class Assumption(msgspec.Struct):
+class Assumption(msgspec.Struct, frozen=True):
     """What was decided about a pod and is not confirmed yet; None where nothing was."""
 
     uid: str
@@ -134,31 +134,44 @@ class SnapshotBuilder:
 
     def pod_changed(self, change: Change[objects.Pod]) -> None:
         """A pod came, changed or went."""
-        pod = pod_value(change.new) if change.new is not None else None
-        known = self._pods.get(change.key)
-        if pod is not None and known is not None and _only_progressed(known, pod):
-            return
-        if pod is None:
+        if change.new is None:
             self._pods.pop(change.key, None)
             self._assumed.pop(change.key, None)
         else:
-            self._pods[change.key] = pod
-            self._confirm(pod)
+            self._pods[change.key] = pod_value(change.new)
+            self._confirm(change.key)
         self._refresh(change.key)
 
     def assume(self, pod: Pod, **decided: Any) -> None:
-        """Count a decision about `pod` as carried out: `node`, `nominated_node` or `terminating`."""
-        assumption = self._assumed.get(pod.key)
-        if assumption is None or assumption.uid != pod.uid:
-            assumption = self._assumed[pod.key] = Assumption(pod.uid)
-        for field, value in decided.items():
-            setattr(assumption, field, value)
+        """Count a decision about `pod` as carried out: `node`, `nominated_node` or `terminating`.
+
+        A decision about a pod that is gone, or replaced by another one of its name, is nobody's.
+        """
+        if not self._is_current(pod):
+            return
+        assumption = self._assumed.get(pod.key, Assumption(pod.uid))
+        self._assumed[pod.key] = msgspec.structs.replace(assumption, **decided)
+        self._confirm(pod.key)
         self._refresh(pod.key)
 
-    def forget(self, pod: Pod) -> None:
-        """Take back what was assumed about `pod`: the write failed."""
-        if self._assumed.pop(pod.key, None) is not None:
-            self._refresh(pod.key)
+    def forget(self, pod: Pod, **decided: Any) -> None:
+        """Take back what was assumed about `pod`, because the write failed: all of it, or what is named.
+
+        What has been decided anew since then stands.
+        """
+        assumption = self._assumed.get(pod.key)
+        if assumption is None or assumption.uid != pod.uid:
+            return
+        void = {
+            field: getattr(Assumption(pod.uid), field)
+            for field, value in decided.items()
+            if getattr(assumption, field) == value
+        }
+        self._assumed[pod.key] = (
+            msgspec.structs.replace(assumption, **void) if decided else Assumption(pod.uid)
+        )
+        self._confirm(pod.key)
+        self._refresh(pod.key)
 
     def node_changed(self, change: Change[objects.Node]) -> None:
         """A node came, changed or went."""
@@ -178,10 +191,13 @@ class SnapshotBuilder:
 
     def namespace_changed(self, change: Change[objects.Namespace]) -> None:
         """A namespace came, changed its labels or went."""
-        if change.new is None:
-            self._namespaces.pop(change.key, None)
+        labels = change.new.metadata.labels if change.new is not None else None
+        if self._namespaces.get(change.key) == labels:
+            return
+        if labels is None:
+            del self._namespaces[change.key]
         else:
-            self._namespaces[change.key] = change.new.metadata.labels
+            self._namespaces[change.key] = labels
         self._on_change()
 
     def _table(self, kind: Kind, type_: type[T], table: dict[str, V], convert: Callable[[T], V]) -> Source:
@@ -199,21 +215,29 @@ class SnapshotBuilder:
 
         return Source(kind, type_, handler)
 
-    def _confirm(self, pod: Pod) -> None:
-        """Drop the parts of an assumption that the informer now shows."""
-        assumption = self._assumed.get(pod.key)
+    def _is_current(self, pod: Pod) -> bool:
+        known = self._pods.get(pod.key)
+        return known is not None and known.uid == pod.uid
+
+    def _confirm(self, key: str) -> None:
+        """Drop the parts of an assumption that the informer shows, or that what it shows makes void."""
+        assumption = self._assumed.get(key)
         if assumption is None:
             return
-        stale = assumption.uid != pod.uid or pod.node or pod.finished
-        if stale and not (assumption.terminating and not pod.terminating and assumption.uid == pod.uid):
-            del self._assumed[pod.key]
-            return
-        if assumption.nominated_node == pod.nominated_node:
-            assumption.nominated_node = None
-        if pod.terminating:
-            assumption.terminating = False
-        if assumption == Assumption(pod.uid):
-            del self._assumed[pod.key]
+        pod = self._pods[key]
+        nominated = (
+            None if pod.node or assumption.nominated_node == pod.nominated_node else assumption.nominated_node
+        )
+        left = Assumption(
+            assumption.uid,
+            node=None if pod.node else assumption.node,
+            nominated_node=nominated,
+            terminating=assumption.terminating and not pod.terminating,
+        )
+        if assumption.uid != pod.uid or pod.finished or left == Assumption(assumption.uid):
+            del self._assumed[key]
+        else:
+            self._assumed[key] = left
 
     def _refresh(self, key: str) -> None:
         old, new = self._effective.get(key), self._assumed_view(key)
@@ -226,7 +250,8 @@ class SnapshotBuilder:
         else:
             self._effective[key] = new
             self._put_in(new)
-        self._on_change()
+        if _shown(old) != _shown(new):
+            self._on_change()
 
     def _assumed_view(self, key: str) -> Pod | None:
         pod = self._pods.get(key)
@@ -279,11 +304,15 @@ class SnapshotBuilder:
         self._on_change()
 
 
-def _only_progressed(old: Pod, new: Pod) -> bool:
-    """Whether nothing changed but the phase, and the pod goes on holding what it holds."""
-    if old.finished or new.finished:
-        return False
-    return old == (new if old.phase == new.phase else msgspec.structs.replace(new, phase=old.phase))
+def _shown(pod: Pod | None) -> Pod | str | None:
+    """What a decision reads of a pod: not how far it got, and of one that has ended only that a gang needs
+    one member less.
+    """
+    if pod is None or pod.phase == "Failed":
+        return None
+    if pod.phase == "Succeeded":
+        return pod.gang_key or None
+    return msgspec.structs.replace(pod, phase="")
 
 
 async def load_snapshot(client: Client) -> tuple[Snapshot, SnapshotBuilder]:

@@ -1,12 +1,13 @@
 """From Kubernetes objects to the values that decisions read (`gpufleet.fleet`).
 
 Each function takes one decoded object and returns one value; nothing is looked up elsewhere. Shapes are
-interned, so that the pods of one template share one `PodShape` and compare by identity.
+interned, so that the pods of one template share one `PodShape`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from gpufleet.fleet import pods, selectors
 from gpufleet.fleet.nodes import Node
@@ -18,19 +19,21 @@ from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.requests import effective_requests
 from gpufleet.kube.times import parse_time
 
-_SHAPES: dict[pods.PodShape, pods.PodShape] = {}
+
+@lru_cache(maxsize=8192)
+def _interned(shape: pods.PodShape) -> pods.PodShape:
+    return shape
 
 
 def pod_value(pod: objects.Pod) -> pods.Pod:
     """The scheduling view of a pod."""
     meta, spec = pod.metadata, pod.spec
     owner = meta.controller
-    shape = pod_shape(pod)
     return pods.Pod(
         namespace=meta.namespace,
         name=meta.name,
         uid=meta.uid,
-        shape=_SHAPES.setdefault(shape, shape),
+        shape=_interned(pod_shape(pod)),
         labels=meta.labels,
         priority=spec.priority,
         created=parse_time(meta.creation_timestamp),

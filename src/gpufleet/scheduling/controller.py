@@ -2,14 +2,15 @@
 
 One loop waits for a change, takes the snapshot, asks `cycle.decide` and hands the plan to the writers.
 Bindings and evictions are assumed at once, so the next decision already counts with them; a write that fails
-is forgotten and the pod pauses before it is tried again. Reports about pending pods go through their own
-queue with fewer connections: they never slow a binding down, and a report that was overtaken by a newer one
-is not written.
+is forgotten and the pod that it was for pauses before it is tried again. Reports about pending pods go
+through their own queue with fewer connections: they never slow a binding down, and a report that was
+overtaken by a newer one is not written.
 """
 
 from __future__ import annotations
 
 import asyncio
+import http
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -21,8 +22,9 @@ from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.plans import Bind, BindVolume, Evict, Nominate, Plan, SelectNode, Unschedulable
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.snapshot import Snapshot
-from gpufleet.kube import writes
+from gpufleet.kube import kinds, objects, writes
 from gpufleet.kube.client import Client
+from gpufleet.kube.errors import ApiError
 from gpufleet.kube.events import EventRecorder
 from gpufleet.kube.informers import Informer
 from gpufleet.kube.leases import NotLeader
@@ -108,15 +110,14 @@ class SchedulingController:
     def _carry_out(self, plan: Plan, nodes: int) -> None:
         pending = 0
         for action in plan.actions:
+            if decided := _decided(action):
+                self._builder.assume(action.pod, **decided)
             match action:
                 case Bind():
-                    self._builder.assume(action.pod, node=action.node)
                     self._writes.put_nowait((action.pod, self._bind, action))
                 case Evict():
-                    self._builder.assume(action.pod, terminating=True)
                     self._writes.put_nowait((action.pod, self._evict, action))
                 case Nominate():
-                    self._builder.assume(action.pod, nominated_node=action.node)
                     self._writes.put_nowait((action.pod, self._nominate, action))
                 case SelectNode() | BindVolume():
                     self._writes.put_nowait((action.pod, self._provide_volume, action))
@@ -172,11 +173,41 @@ class SchedulingController:
                 raise
             except GpufleetError as error:
                 metrics.WRITE_ERRORS.inc()
-                self._builder.forget(pod)
-                self._pause(pod)
+                if await self._took_effect(action, error):
+                    log.info("written, though the answer was lost", extra=self._about(pod, error=str(error)))
+                    continue
+                if decided := _decided(action):
+                    self._builder.forget(pod, **decided)
+                self._pause(self._builder.pod(action.beneficiary) if isinstance(action, Evict) else pod)
                 log.warning("write refused", extra=self._about(pod, error=str(error)))
 
-    def _pause(self, pod: Pod) -> None:
+    async def _took_effect(self, action: Any, error: GpufleetError) -> bool:
+        """Whether a write of which the server may have taken notice has done what it should.
+
+        As long as nobody can tell, what was decided stays assumed: a GPU must not be given away while it is
+        unknown whether its pod was bound.
+        """
+        if isinstance(error, ApiError) and error.status < http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            return error.not_found and isinstance(action, Evict)
+        while _decided(action):
+            try:
+                now = await self._client.get(
+                    kinds.PODS, action.pod.name, action.pod.namespace, type=objects.Pod
+                )
+            except NotLeader:
+                raise
+            except ApiError as refused:
+                return refused.not_found and isinstance(action, Evict)
+            except GpufleetError:
+                await asyncio.sleep(FIRST_PAUSE_SECONDS)
+                continue
+            return _shows(now, action)
+        return False
+
+    def _pause(self, pod: Pod | None) -> None:
+        """Leave a pod out of decisions for a while; the longer, the more often its writes have failed."""
+        if pod is None:
+            return
         uid, _, last = self._paused.get(pod.key, (pod.uid, 0.0, 0.0))
         pause = min(max(last * 2, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS) if uid == pod.uid else 1.0
         self._paused[pod.key] = (pod.uid, time.monotonic() + pause, pause)
@@ -224,6 +255,31 @@ class SchedulingController:
             "uid": pod.uid,
             **fields,
         }
+
+
+def _decided(action: Any) -> dict[str, Any]:
+    """What is assumed about the action's pod until the informer shows it."""
+    match action:
+        case Bind():
+            return {"node": action.node}
+        case Evict():
+            return {"terminating": True}
+        case Nominate():
+            return {"nominated_node": action.node}
+        case _:
+            return {}
+
+
+def _shows(pod: objects.Pod, action: Bind | Evict | Nominate) -> bool:
+    """Whether the pod is what the action wanted it to be."""
+    same = pod.metadata.uid == action.pod.uid
+    match action:
+        case Bind():
+            return same and pod.spec.node_name == action.node
+        case Evict():
+            return not same or pod.metadata.deletion_timestamp is not None
+        case Nominate():
+            return same and pod.status.nominated_node_name == action.node
 
 
 def _informer(client: Client, source: Any) -> Informer[Any]:

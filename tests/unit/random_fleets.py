@@ -41,13 +41,13 @@ _LOCAL_FEATURES: tuple[dict[str, object], ...] = (
     {"node_selector": {ZONE: "x"}},
     {"tolerations": ["*"]},
 )
-_AFFINITY_FEATURES: tuple[dict[str, object], ...] = (
+_ENTANGLED_FEATURES: tuple[dict[str, object], ...] = (
     {"affinity": [near(ZONE, app="a")]},
     {"affinity": [near(HOST, app="b")]},
+    {"anti_affinity": [near(ZONE, app="b")]},
 )
 _WIDE_FEATURES: tuple[dict[str, object], ...] = (
     {"anti_affinity": [near(HOST, app="a")]},
-    {"anti_affinity": [near(ZONE, app="b")]},
     {"spread": [spread_over(ZONE, app="a")]},
     {"spread": [spread_over(HOST, app="b"), spread_over(ZONE, hard=False, app="b")]},
     {"preferred_pods": [prefer_near(5, ZONE, app="a"), prefer_near(-3, HOST, app="b")]},
@@ -73,12 +73,12 @@ def nodes(draw: st.DrawFn, most: int = 4) -> tuple[Node, ...]:
 
 
 @st.composite
-def templates(draw: st.DrawFn, *, wide: bool = True, affinity: bool = True) -> Pod:
-    """A pod without name or place; `wide` allows constraints that look at other nodes, and `affinity` that
-    it must be near others.
+def templates(draw: st.DrawFn, *, wide: bool = True, entangled: bool = True) -> Pod:
+    """A pod without name or place; `wide` allows constraints that look at other nodes, and `entangled` those
+    by which the end of a pod on one node can open or close another node.
     """
     features = _LOCAL_FEATURES + (_WIDE_FEATURES if wide else ())
-    features += _AFFINITY_FEATURES if wide and affinity else ()
+    features += _ENTANGLED_FEATURES if wide and entangled else ()
     return pod(
         "template",
         gpus=draw(st.sampled_from([1, 2, 0, 3, 4])),
@@ -98,13 +98,13 @@ def instance(template: Pod, name: str, **changes: object) -> Pod:
 
 @st.composite
 def fleets(
-    draw: st.DrawFn, *, wide: bool = True, affinity: bool = True, gangs: bool = True, most_pods: int = 5
+    draw: st.DrawFn, *, wide: bool = True, entangled: bool = True, gangs: bool = True, most_pods: int = 5
 ) -> Snapshot:
     """A crowded fleet: up to `most_pods` running pods on each node that fit there, as many pending ones, and
     disruption budgets. The members of a gang have one priority, but different shapes.
     """
     machines = draw(nodes())
-    shapes = draw(st.lists(templates(wide=wide, affinity=affinity), min_size=1, max_size=4))
+    shapes = draw(st.lists(templates(wide=wide, entangled=entangled), min_size=1, max_size=4))
     sizes = {name: draw(st.integers(1, 3)) for name in ("g1", "g2")} if gangs else {}
     ranks = {name: draw(st.integers(0, 3)) for name in sizes}
     places = [machine.name for machine in machines for _ in range(draw(st.integers(0, most_pods)))]

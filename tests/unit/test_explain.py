@@ -172,7 +172,7 @@ def test_every_change_that_is_offered_works_when_it_is_made(snapshot: Snapshot) 
 
 
 @examples(80)
-@given(fleets(most_pods=4, affinity=False))
+@given(fleets(most_pods=4, entangled=False))
 def test_never_is_said_exactly_when_the_empty_fleet_has_no_room(snapshot: Snapshot) -> None:
     nodes = {
         name: msgspec.structs.replace(n, ready=True, unschedulable=False)

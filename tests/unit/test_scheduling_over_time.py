@@ -121,7 +121,7 @@ def test_whoever_gets_room_made_for_it_runs_in_the_end(
 
 
 @examples(150)
-@given(fleets(affinity=False), DELAYS, st.booleans())
+@given(fleets(entangled=False), DELAYS, st.booleans())
 def test_gangs_and_spread_pods_for_which_room_is_made_run_in_the_end(
     snapshot: Snapshot, delays: list[int], replace: bool
 ) -> None:
@@ -131,5 +131,5 @@ def test_gangs_and_spread_pods_for_which_room_is_made_run_in_the_end(
 @examples(100)
 @given(fleets(), DELAYS, st.booleans())
 def test_nothing_goes_round_in_circles(snapshot: Snapshot, delays: list[int], replace: bool) -> None:
-    """Required affinity included, where a pod that waited for company may take what was made for another."""
+    """Entangled constraints included, where room that was made for one pod may turn out to suit another."""
     World(snapshot, delays, replace=replace).run()

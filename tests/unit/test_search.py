@@ -38,7 +38,7 @@ def test_the_best_node_passes_every_filter_and_scores_highest(snapshot: Snapshot
 
 
 @examples(60)
-@given(fleets(affinity=False), templates())
+@given(fleets(entangled=False), templates())
 def test_pods_of_one_question_placed_one_by_one_go_where_new_searches_would_send_them(
     snapshot: Snapshot, template: Pod
 ) -> None:

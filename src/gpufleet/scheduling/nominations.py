@@ -124,7 +124,9 @@ class Nominations:
             if account is None:
                 continue
             ending = [other for other in account.pods.values() if other.terminating]
-            if self._preemption.fits_after(pod, account.name, ending):
+            if self._preemption.fits_after(pod, account.name, ending) and self._preemption.has_company(
+                pod, account.name, ending, evicted=False
+            ):
                 hold(pod, account.name, self._trial)
                 waiting.append((pod, Choice.of(account.name, ())))
         return waiting

@@ -24,7 +24,7 @@ import msgspec
 from gpufleet.fleet.pods import Pod, gpus_requested
 from gpufleet.scheduling.affinity import all_terms_test
 from gpufleet.scheduling.budgets import Budgets
-from gpufleet.scheduling.ledger import NodeAccount
+from gpufleet.scheduling.ledger import Ledger, NodeAccount
 from gpufleet.scheduling.search import Search
 from gpufleet.scheduling.trial import Trial
 
@@ -118,27 +118,28 @@ class Preemption:
             return True
         return self._fits_without(pod, node, [other for other in gone if other.key in account.pods])
 
-    def _has_company(self, pod: Pod, node: str, gone: Collection[Pod]) -> bool:
-        """Whether pods that the pod must be near remain once those of them that are `gone` are gone.
+    def has_company(self, pod: Pod, node: str, gone: Collection[Pod], *, evicted: bool) -> bool:
+        """Whether the pod is near those that it must be near once `gone` are gone, and without counting on
+        anyone else for whom room is only held: two that wait for each other's company would wait for ever.
 
         Nobody may be evicted because the pod would then be the first of its group: whoever comes next would
         be that instead, and another eviction would follow.
         """
-        wanted = all_terms_test(pod.shape.affinity, self._trial.snapshot.namespaces)
-        if not any(wanted(other) for other in gone):
+        if not pod.shape.affinity:
             return True
-        keys = {other.key for other in gone}
-        accounts = self._trial.ledger.accounts.values()
-        others = (other for account in accounts for other in account.pods.values() if other.key not in keys)
-        return any(wanted(other) for other in others) and self._fits_without(pod, node, gone)
+        ledger = self._trial.firm(pod.gang_key)
+        _take_away(ledger, gone)
+        wanted = all_terms_test(pod.shape.affinity, self._trial.snapshot.namespaces)
+        if evicted and any(wanted(other) for other in gone):
+            others = (other for account in ledger.accounts.values() for other in account.pods.values())
+            if not any(wanted(other) for other in others):
+                return False
+        return Search(pod, ledger).blocked(node) is None
 
-    def _fits_without(self, pod: Pod, node: str, gone: Iterable[Pod]) -> bool:
+    def _fits_without(self, pod: Pod, node: str, gone: Collection[Pod]) -> bool:
         ledger = self._trial.ledger.fork()
-        keys = {other.key for other in gone}
-        for name, account in self._trial.ledger.accounts.items():
-            if not keys.isdisjoint(account.pods):
-                ledger.remove(name, keys)
-        return Search(pod, ledger).blocked(node, certain=False) is None
+        _take_away(ledger, gone)
+        return Search(pod, ledger).blocked(node) is None
 
     def _local_choices(self, pod: Pod, search: Search) -> list[Choice]:
         """A choice for each node by the filters that look at one node alone; some nodes if that is all."""
@@ -201,8 +202,9 @@ class Preemption:
 
     def _makes_room(self, pod: Pod, choice: Choice, ending: Sequence[Pod]) -> bool:
         gone = [*ending, *choice.victims]
-        company = not choice.victims or not pod.shape.affinity or self._has_company(pod, choice.node, gone)
-        return company and self.fits_after(pod, choice.node, gone)
+        return self.fits_after(pod, choice.node, gone) and self.has_company(
+            pod, choice.node, gone, evicted=bool(choice.victims)
+        )
 
     def _cheapest(self, pod: Pod, account: NodeAccount, lower: list[Pod], room: Callable[[], Room]) -> Choice:
         """The cheaper of two minimal sets of victims on a node where the pod fits once `lower` are gone."""
@@ -298,6 +300,13 @@ class Preemption:
                 mates = (mate for mate in self._trial.mates(gang) if mate.node)
                 chosen.update((mate.key, mate) for mate in mates if mate.priority < below)
         return tuple(sorted(chosen.values(), key=lambda victim: victim.key))
+
+
+def _take_away(ledger: Ledger, gone: Collection[Pod]) -> None:
+    keys = {other.key for other in gone}
+    for name, account in list(ledger.accounts.items()):
+        if not keys.isdisjoint(account.pods):
+            ledger.remove(name, keys)
 
 
 def _cost(choice: Choice) -> _Cost:

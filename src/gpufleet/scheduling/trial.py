@@ -182,13 +182,16 @@ class Trial:
         for search in self._searches.values():
             search.outdate()
 
-    def _without_held(self) -> Ledger | None:
-        if not self._held:
-            return None
+    def firm(self, gang: str = "") -> Ledger:
+        """The ledger without the pods for which room is only held, those of one gang excepted."""
         firm = self.ledger.fork()
         for node, held in self._held.items():
-            firm.remove(node, held)
+            pods = self.ledger.accounts[node].pods
+            firm.remove(node, [key for key in held if not gang or pods[key].gang_key != gang])
         return firm
+
+    def _without_held(self) -> Ledger | None:
+        return self.firm() if self._held else None
 
     def _note_refusals(self, pods: Iterable[Pod]) -> None:
         """Whoever refuses others may tell them apart by namespace and labels, so questions must too."""

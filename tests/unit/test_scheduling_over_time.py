@@ -86,13 +86,13 @@ class World:
                 )
                 self.pods[again.key] = again
                 # An arrival of higher priority may take what was made for others.
-                self.beneficiaries -= {k for k, rank in self._ranks().items() if rank < again.priority}
-
-    def _ranks(self) -> dict[str, int]:
-        return {key: p.priority for key, p in self.pods.items()}
+                self.beneficiaries -= {k for k, p in self.pods.items() if p.priority < again.priority}
 
     def run(self) -> set[str]:
-        """Until nothing moves; the pods for whom others were evicted and that do not run then."""
+        """Until nothing moves; the pods for whom others were evicted and that do not run then.
+
+        Room for a gang is made for all of it: where it runs, another member may have taken it.
+        """
         for _ in range(LIMIT):
             plan = self.decide()
             if any(not isinstance(action, Unschedulable) for action in plan.actions):
@@ -103,7 +103,15 @@ class World:
         else:
             raise AssertionError(f"still moving after {LIMIT} decisions")
         assert not [p.key for p in self.pods.values() if p.nominated_node and not p.node]
-        return {key for key in self.beneficiaries if key in self.pods and not self.pods[key].node}
+        waiting = {key for key in self.beneficiaries if key in self.pods and not self.pods[key].node}
+        return {key for key in waiting if not self._gang_runs(self.pods[key])}
+
+    def _gang_runs(self, p: Pod) -> bool:
+        if p.gang is None:
+            return False
+        return sum(bool(mate.node) for mate in self.pods.values() if mate.gang_key == p.gang_key) >= (
+            p.gang.minimum or 0
+        )
 
     def _change(self, p: Pod, **changes: object) -> None:
         self.pods[p.key] = msgspec.structs.replace(self.pods[p.key], **changes)

@@ -30,6 +30,7 @@ class Nominations:
         self._budgets = budgets
         self._preemption = Preemption(trial, budgets)
         self._hopeless: set[Hashable] = set()
+        self._outranked: set[Hashable] = set()
         self._later: dict[str, Pod] = {
             pod.key: pod for unit in queue for pod in unit.pods if pod.nominated_node in trial.ledger.accounts
         }
@@ -58,17 +59,19 @@ class Nominations:
         Units come by falling priority, so what found no room for one finds none for the next that asks the
         same. What this decision's own evictions change in that, the next decision sees.
         """
-        attempt = (unit.needed, *((self._trial.question(pod), pod.priority, pod.preempts) for pod in pods))
+        attempt = self._attempt(unit, pods)
         if not unit.nominated and attempt in self._hopeless:
             return None
         start = self._trial.mark()
         waiting = self._hold_again(pods)
         held = {pod.key for pod, _ in waiting}
         mark, spent = self._trial.mark(), self._budgets.mark()
-        respected = self._hold_for_others(unit)
+        rest = [pod for pod in pods if pod.key not in held]
+        respected = bool(rest) and self._hold_for_others(unit)
         new: Waiting = []
-        for pod in pods:
-            if pod.key not in held and (choice := self._room_for(pod)) is not None:
+        for pod in rest:
+            choice = self._room_for(pod)
+            if choice is not None:
                 self._make_room(pod, choice)
                 new.append((pod, choice))
         if len(waiting) + len(new) < unit.needed:
@@ -107,13 +110,19 @@ class Nominations:
     def _place_beside(self, unit: Unit, pods: Sequence[Pod]) -> list[Placement]:
         mark = self._trial.mark()
         placements = place(pods, self._trial)
+        respected = self._respected(unit)
         taken = {placement.node for placement in placements}
-        if not any(pod.nominated_node in taken for pod in self._respected(unit)):
+        if not any(pod.nominated_node in taken for pod in respected):
             return placements
         self._trial.rollback(mark)
+        attempt = self._attempt(unit, pods)
+        if attempt in self._outranked:
+            return []
         self._hold_for_others(unit)
         placements = place(pods, self._trial)
         self._trial.rollback(mark)
+        if not placements:
+            self._outranked.add(attempt)
         return [place_on(p.pod, p.node, p.reason, self._trial) for p in placements]
 
     def _hold_again(self, pods: Sequence[Pod]) -> Waiting:
@@ -130,6 +139,11 @@ class Nominations:
                 hold(pod, account.name, self._trial)
                 waiting.append((pod, Choice.of(account.name, ())))
         return waiting
+
+    def _attempt(self, unit: Unit, pods: Sequence[Pod]) -> Hashable:
+        """Units that ask this alike get the same answer, as room only shrinks while a decision goes on."""
+        asked = ((self._trial.question(pod), pod.priority, pod.preempts) for pod in pods)
+        return (unit.needed, unit.nominated, *asked)
 
     def _hold_for_others(self, unit: Unit) -> bool:
         """Hold, for now, what the unit must leave to others; whether there is anything."""

@@ -55,14 +55,9 @@ class Search:
         """Whether a node passes or not by its own account alone."""
         return not self._now().checks
 
-    def touched(self, node: str) -> None:
-        """The account of `node` changed."""
-        self._stale.add(node)
-        self._reasons = None
-
     def placed(self, pod: Pod, account: NodeAccount, *, held: bool = False) -> None:
         """`pod` was placed on a node, or room is held for it there; the node's new account is given."""
-        self.touched(account.name)
+        self._touched(account.name)
         if self._wide is None:
             return
         if self._wide.blind and pod.shape.anti_affinity:
@@ -74,13 +69,14 @@ class Search:
 
     def ended(self, pods: Iterable[Pod], account: NodeAccount) -> None:
         """Pods on a node count as terminating from now on; the node's new account is given."""
-        self.touched(account.name)
+        self._touched(account.name)
         if self._wide is not None:
             for pod in pods:
                 self._wide.ended(pod, account)
 
-    def outdate(self) -> None:
-        """Something changed that `placed` does not tell: what counts over the fleet is counted anew."""
+    def outdate(self, *nodes: str) -> None:
+        """Something changed, on these nodes, that `placed` does not tell: the fleet is counted anew."""
+        self._stale.update(nodes)
         self._wide = None
         self._reasons = None
 
@@ -144,6 +140,10 @@ class Search:
             return Reason("BestFit", f"{node} fits; no preference tells nodes apart", node)
         points, name, code = max(weighed)
         return Reason(code, f"{node} scores best by {name}", node, evidence={"points": points})
+
+    def _touched(self, node: str) -> None:
+        self._stale.add(node)
+        self._reasons = None
 
     def _refresh(self) -> None:
         for name in self._stale:

@@ -1,8 +1,8 @@
 """A trial: the fleet as it would be after the actions chosen so far.
 
 A decision places pods on a fork of the ledger; a gang or a preemption is tried between `mark` and `rollback`,
-so a part that does not work out leaves no trace. Searches are shared between pods that ask the same question
-and told of every change.
+so a part that does not work out leaves no trace. Searches are shared between pods that ask the same question;
+what has changed since then is told to a search when it is asked again.
 Room that somebody's end will make is *held*: who ends goes on counting until it is gone, and the pod that the
 room is for counts on top. The account is then overdrawn, so nobody else gets the room, and what is left over
 of it is free only when it really is.
@@ -11,7 +11,7 @@ of it is free only when it really is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 
 import msgspec
 
@@ -39,6 +39,8 @@ class Trial:
         self.nodes = sorted(ledger.accounts)
         """The names of all nodes, in order."""
         self._searches: dict[Hashable, Search] = {}
+        self._told: list[Callable[[Search], None]] = []
+        self._heard: dict[Hashable, int] = {}
         self._journal: list[_Entry] = []
         self._held: dict[str, set[str]] = {}
         self._hold_changes = 0
@@ -54,12 +56,19 @@ class Trial:
             self._note_refusals(account.anti_affine)
 
     def search(self, pod: Pod) -> Search:
-        """The search that answers for `pod`, shared with every pod that asks the same question."""
+        """The search that answers for `pod`, shared with every pod that asks the same question.
+
+        It knows the trial as it is now; after a change, ask for it again.
+        """
         question = self.question(pod)
         search = self._searches.get(question)
-        if search is None:
+        if search is None or len(self._told) - self._heard[question] > len(self.nodes):
             asker = pod if self._owner(pod) else msgspec.structs.replace(pod, owner="")
             search = self._searches[question] = Search(asker, self.ledger, self._without_held)
+        else:
+            for tell in self._told[self._heard[question] :]:
+                tell(search)
+        self._heard[question] = len(self._told)
         return search
 
     def question(self, pod: Pod) -> Hashable:
@@ -87,8 +96,7 @@ class Trial:
         account = self.ledger.end(node, keys)
         for pod in ending:
             self._gang_changes[pod.gang_key] += 1
-        for search in self._searches.values():
-            search.ended(ending, account)
+        self._told.append(lambda search: search.ended(ending, account))
 
     def mark(self) -> int:
         """A point to which `rollback` can return."""
@@ -151,12 +159,11 @@ class Trial:
             self._gang_changes[pod.gang_key] += 1
             if self._gangs is not None:
                 self._gangs.setdefault(pod.gang_key, set()).add(node)
-        for search in self._searches.values():
-            search.placed(pod, account, held=held)
+        self._told.append(lambda search: search.placed(pod, account, held=held))
         if held:
             if not self._held:
                 # From here on there is a difference between what is there and what is held.
-                self._outdate()
+                self._told.append(Search.outdate)
             self._held.setdefault(node, set()).add(pod.key)
             self._hold_changes += 1
 
@@ -174,13 +181,7 @@ class Trial:
         for pod in _differing(before, after):
             if pod.gang is not None:
                 self._gang_changes[pod.gang_key] += 1
-        for search in self._searches.values():
-            search.touched(after.name)
-        self._outdate()
-
-    def _outdate(self) -> None:
-        for search in self._searches.values():
-            search.outdate()
+        self._told.append(lambda search: search.outdate(after.name))
 
     def firm(self, gang: str = "") -> Ledger:
         """The ledger without the pods for which room is only held, those of one gang excepted."""

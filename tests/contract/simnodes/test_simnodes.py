@@ -43,19 +43,26 @@ async def test_nodes_register_with_labels_taints_resources_and_leases(cluster: O
         assert node.status.daemon_endpoints.kubelet_endpoint.port == cluster.fleet.kubelet_port
         lease = await c.client.get(LEASES, "gpu-1", "kube-node-lease")
         assert lease["spec"]["holderIdentity"] == "gpu-1"
-        cut = (await c.gpu_node("cut-0")).status
-        assert {r.name: r.capacity for r in cut.resources} == {
+        assert await until(lambda: _resources(c, "cut-0")) == {
             "nvidia.com/mig-1g.10gb": 2,
             "nvidia.com/mig-2g.20gb": 1,
             "nvidia.com/mig-3g.40gb": 1,
         }
-        shared = await c.client.get(NODES, "shared-0", type=Node)
-        assert shared.status.allocatable["nvidia.com/gpu"] == "2"
+        assert await until(lambda: _resources(c, "shared-0")) == {"nvidia.com/gpu": 2}
+        await until(
+            lambda: _node_where(c, "shared-0", lambda n: n.status.allocatable["nvidia.com/gpu"] == "2")
+        )
 
 
 async def _node_where(cluster: Cluster, name: str, holds: Any) -> Node | None:
     node = await cluster.client.get(NODES, name, type=Node)
     return node if holds(node) else None
+
+
+async def _resources(cluster: Cluster, node: str) -> dict[str, int] | None:
+    """What the GPUNode says that the node has; None while it says nothing yet."""
+    resources = (await cluster.gpu_node(node)).status.resources
+    return {one.name: one.capacity for one in resources} or None
 
 
 async def test_devices_are_on_record_before_the_pod_is_reported_running(cluster: Opening) -> None:

@@ -8,9 +8,12 @@ Source: k8s.io/apimachinery/pkg/labels, k8s.io/component-helpers/scheduling/core
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
+
+_INTEGER = re.compile("[+-]?[0-9]{1,64}")
 
 
 class Requirement(msgspec.Struct, frozen=True):
@@ -33,16 +36,9 @@ class Requirement(msgspec.Struct, frozen=True):
             case "DoesNotExist":
                 return value is None
             case "Gt" | "Lt":
-                return value is not None and self._compares(value)
+                return value is not None and _compares(value, self.operator, self.values[:1])
             case _:
                 return False
-
-    def _compares(self, value: str) -> bool:
-        try:
-            left, right = int(value), int(self.values[0])
-        except (ValueError, IndexError):
-            return False
-        return left > right if self.operator == "Gt" else left < right
 
 
 class LabelSelector(msgspec.Struct, frozen=True):
@@ -111,16 +107,9 @@ class Toleration(msgspec.Struct, frozen=True):
             case "Equal":
                 return bool(self.key) and self.value == taint.value
             case "Gt" | "Lt":
-                return bool(self.key) and self._compares(taint.value)
+                return bool(self.key) and _compares(taint.value, self.operator, (self.value,))
             case _:
                 return False
-
-    def _compares(self, value: str) -> bool:
-        try:
-            left, right = int(value), int(self.value)
-        except ValueError:
-            return False
-        return left > right if self.operator == "Gt" else left < right
 
 
 def untolerated(
@@ -133,3 +122,11 @@ def untolerated(
         if taint.effect in effects and not any(t.tolerates(taint) for t in tolerations):
             return taint
     return None
+
+
+def _compares(text: str, operator: str, limits: Sequence[str]) -> bool:
+    """Gt or Lt of two decimal integers of 64 bits; False where one of them is not such a number."""
+    numbers = [int(number) for number in (text, *limits) if _INTEGER.fullmatch(number)]
+    if len(numbers) != 2 or not all(-(2**63) <= number < 2**63 for number in numbers):
+        return False
+    return numbers[0] > numbers[1] if operator == "Gt" else numbers[0] < numbers[1]

@@ -11,7 +11,6 @@ import datetime as dt
 import ipaddress
 import json
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -27,15 +26,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from gpufleet.kube.config import ClusterConfig
+from gpufleet.local.ports import free_ports
 
 _READY_WITHIN = 60.0
 
 
 def free_port() -> int:
-    """A port that nothing listens on right now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that nothing listens on, and that no client of this machine takes while its server restarts."""
+    return free_ports(1)[0]
 
 
 class Authority:
@@ -127,7 +125,7 @@ class ControlPlane:
         self.folder = folder
         self._commands = commands
         self.authority = Authority()
-        self.port, self._etcd_port, self._etcd_peer_port = free_port(), free_port(), free_port()
+        self.port, self._etcd_port, self._etcd_peer_port = free_ports(3)
         self.server = f"https://127.0.0.1:{self.port}"
         self.tokens = {"first-token": "contract-user"}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -269,6 +267,11 @@ class ControlPlane:
             )
         self._processes[component] = process
         self._reaper.watch(process.pid)
+
+    def watch(self, pid: int) -> None:
+        """End this process too when the test run is killed; told a second time: not any more."""
+        assert self._reaper is not None
+        self._reaper.watch(pid)
 
     def _answers(self, path: str) -> bool:
         context = ssl.create_default_context(cadata=self.authority.pem.decode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,9 +40,10 @@ def new_fleet(control_plane: None, tmp_path_factory: pytest.TempPathFactory) -> 
         made.append(fleet)
         return fleet
 
-    yield make
-    for fleet in made:
-        end(fleet)
+    with contextlib.ExitStack() as ends:
+        yield make
+        for fleet in made:
+            ends.callback(end, fleet)
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import os
 import signal
 import socket
 import stat
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from tests.e2e.conftest import NewFleet
+from tests.e2e.kubectl import Kubectl
 from tests.e2e.local_fleet import COMPONENTS, TINY, LocalFleet, wait_until
 
 from gpufleet.kube.client import Client
@@ -87,11 +87,7 @@ def test_kubeconfig_is_told_printed_and_merged(fleet: LocalFleet, tmp_path: Path
     assert printed["current-context"] == f"gpufleet-{fleet.name}"
     target = tmp_path / "config"
     assert fleet.run("kubeconfig", "--merge", "--into", str(target)).returncode == 0
-    done = subprocess.run(
-        ["sh", "-c", f"kubectl --kubeconfig {target} get --raw /readyz || test $? = 127"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.stdout in ("ok", ""), done.stderr
+    assert Kubectl.on(fleet, tmp_path)("--kubeconfig", str(target), "get", "--raw", "/readyz") == "ok"
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

@@ -462,3 +462,18 @@ def test_a_symbolic_link_to_a_kubeconfig_stays_one(tmp_path: Path) -> None:
     merge_into(link, ours)
     assert link.is_symlink()
     assert {entry["name"] for entry in yaml.safe_load(real.read_text())["contexts"]} == {"x", "y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("chat", ("here", "chat")),
+        ("pod/chat", ("here", "chat")),
+        ("pods/chat", ("here", "chat")),
+        ("primer/chat", ("primer", "chat")),
+    ],
+)
+def test_a_pod_is_named_as_kubectl_and_why_name_it(text: str, meant: tuple[str, str]) -> None:
+    from gpufleet.cli.cluster import named_pod
+
+    assert named_pod(text, "here") == meant

@@ -72,3 +72,9 @@ def _default_fleet(environ: Mapping[str, str]) -> Layout | None:
     except GpufleetError:
         return None
     return layout if layout.exists else None
+
+
+def named_pod(text: str, namespace: str) -> tuple[str, str]:
+    """Namespace and name of a pod: POD, pod/POD or NAMESPACE/POD; `namespace` where the text has none."""
+    before, _, name = text.rpartition("/")
+    return (namespace if before in ("", "pod", "pods") else before, name)

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import click
 
-from gpufleet.cli.cluster import choose_cluster
+from gpufleet.cli.cluster import choose_cluster, named_pod
 from gpufleet.cli.options import cluster_options, everywhere, namespace_option
 from gpufleet.fleet.errors import GpufleetError
 
@@ -42,14 +42,14 @@ def command(
     context: str | None,
     name: str | None,
 ) -> None:
-    """Print the output of a pod's container."""
+    """Print the output of a container of POD (or NAMESPACE/POD)."""
     config = choose_cluster(kubeconfig, context, name)
     params: dict[str, str] = {"container": container or ""}
     params |= {"follow": "true"} if follow else {}
     params |= {"previous": "true"} if previous else {}
     params |= {"timestamps": "true"} if timestamps else {}
     params |= {"tailLines": str(tail)} if tail is not None else {}
-    asyncio.run(_print(config, namespace or config.namespace, pod.removeprefix("pod/"), params))
+    asyncio.run(_print(config, *named_pod(pod, namespace or config.namespace), params))
 
 
 async def _print(config: ClusterConfig, namespace: str, pod: str, params: dict[str, str]) -> None:

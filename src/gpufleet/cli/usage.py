@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from gpufleet.fleet.mig import summary
 from gpufleet.kube.gpunode import GPUDevice, GPUNode
 from gpufleet.kube.objects import Node
 from gpufleet.local.observed import node_ready
@@ -161,8 +162,7 @@ def _parts(device: GPUDevice) -> set[str]:
 
 
 def _layout(device: GPUDevice) -> str:
-    profiles = [instance.profile for instance in device.instances]
-    return ",".join(f"{profiles.count(profile)}x{profile}" for profile in sorted(set(profiles))) or "none"
+    return summary(instance.profile for instance in device.instances) or "none"
 
 
 def _holders(node: GPUNode) -> set[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpufleet.cli.cluster import choose_cluster
+from gpufleet.cli.cluster import choose_cluster, named_pod
 from gpufleet.cli.options import cluster_options, everywhere, namespace_option, output_option
 from gpufleet.cli.output import Cell, Column, print_data, styled, table
 from gpufleet.fleet.errors import GpufleetError
@@ -57,20 +57,20 @@ def command(
     it fit; each change was tried on a copy of the cluster's state. Nothing is changed.
     """
     config = choose_cluster(kubeconfig, context, name)
-    explanation = asyncio.run(_explain(config, namespace, pod.removeprefix("pod/").removeprefix("pods/")))
+    explanation = asyncio.run(_explain(config, *named_pod(pod, namespace or config.namespace)))
     if output:
         print_data(explanation.as_json(), output)
     else:
         sys.stdout.write(render(explanation))
 
 
-async def _explain(config: ClusterConfig, namespace: str | None, pod: str) -> Explanation:
+async def _explain(config: ClusterConfig, namespace: str, pod: str) -> Explanation:
     from gpufleet.kube.client import Client
     from gpufleet.kube.snapshot import load_snapshot
     from gpufleet.scheduling.explain import explain
     from gpufleet.scheduling.names import AUTOMATIC, SchedulerNames
 
-    key = pod if "/" in pod else f"{namespace or config.namespace}/{pod}"
+    key = f"{namespace}/{pod}"
     async with Client(config, user_agent="gpufleet-why") as client:
         names = SchedulerNames(client, AUTOMATIC)
         (snapshot, builder), _ = await asyncio.gather(load_snapshot(client), names.refresh())

@@ -290,6 +290,13 @@ def test_what_was_started_with_other_arguments_is_ended_and_started_anew(layout:
         assert pid_of(layout, "etcd") != process.pid
 
 
+def test_what_hands_over_is_asked_to_when_a_successor_follows(layout: Layout) -> None:
+    process = left_by_a_killed_supervisor(layout, "etcd", fingerprint="of older arguments")
+    with supervising(layout, component(layout, "etcd", handover=signal.SIGUSR1)):
+        wait_for(lambda: answering(layout))
+        assert process.wait(5) == -signal.SIGUSR1
+
+
 def test_a_component_without_record_is_ended_and_a_workload_is_left_alone(layout: Layout) -> None:
     stray = left_by_a_killed_supervisor(layout, "etcd")
     layout.record("etcd").unlink()

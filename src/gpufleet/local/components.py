@@ -9,6 +9,7 @@ no election. Pure: a function of the layout and the settings.
 from __future__ import annotations
 
 import hashlib
+import signal
 import sys
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Component(msgspec.Struct, frozen=True):
 
     It starts once the components in `after` answer and the file `needs` exists, and is restarted on reload
     when its command line or the content of one of `inputs` changed. `grace_s` is how long it may take to end.
+    `handover` is the signal that ends it when a successor takes over what it runs.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Component(msgspec.Struct, frozen=True):
     needs: Path | None = None
     inputs: tuple[Path, ...] = ()
     grace_s: float = 10.0
+    handover: signal.Signals = signal.SIGTERM
 
     def fingerprint(self) -> str:
         """A digest of everything that the process was started with."""
@@ -244,6 +247,7 @@ def _simulated_nodes(layout: Layout, settings: Settings) -> Component:
         after=(API_SERVER,),
         needs=layout.objects_applied,
         inputs=(layout.fleet_file,),
+        handover=signal.SIGUSR1,
     )
 
 

@@ -129,15 +129,17 @@ def end(
     records: Iterable[Record],
     *,
     grace_s: float,
+    ask: signal.Signals = signal.SIGTERM,
     reap: Callable[[], object] = lambda: None,
     poll_s: float = 0.02,
 ) -> list[Record]:
-    """Ask processes to end, then kill those that have not after `grace_s`; those that no signal could end.
+    """Ask processes to end with the signal `ask`, then kill those that have not after `grace_s`; those that
+    no signal could end.
 
     `reap` is called while waiting; the parent of the processes collects their exit codes there.
     """
     left = [record for record in records if record.alive]
-    _signal(left, signal.SIGTERM)
+    _signal(left, ask)
     left = _wait(left, grace_s, reap, poll_s)
     _signal(left, signal.SIGKILL)
     return _wait(left, 10.0, reap, poll_s)

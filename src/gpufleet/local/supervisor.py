@@ -231,9 +231,14 @@ class Supervisor:
             for pid, name in marked_processes(self._layout).items()
             if name and name != SUPERVISOR and pid not in kept
         }
+        asked: dict[signal.Signals, list[Record]] = {}
         for pid, name in strays.items():
             log.warning("ending what an earlier supervisor left", extra={"component": name, "child": pid})
-        end([record for pid in strays if (record := Record.of(pid))], grace_s=5.0)
+            ask = self._watched[name].component.handover if name in self._watched else signal.SIGTERM
+            if record := Record.of(pid):
+                asked.setdefault(ask, []).append(record)
+        for ask, records in asked.items():
+            end(records, grace_s=5.0, ask=ask)
 
     def _answers_soon(self, component: Component) -> bool:
         deadline = time.monotonic() + _ADOPTION_PROBE_S
@@ -256,7 +261,7 @@ class Supervisor:
             watched.component = component
             if watched.record is not None and watched.record.fingerprint != component.fingerprint():
                 log.info("restarting a component whose settings changed", extra={"component": name})
-                self._end(watched)
+                self._end(watched, component.handover)
                 watched.life = lifecycle.restarted_on_request(watched.life)
         self._revision = revision
 
@@ -267,10 +272,10 @@ class Supervisor:
         self._threads.shutdown(wait=False, cancel_futures=True)
         log.info("stopped")
 
-    def _end(self, watched: Watched) -> None:
+    def _end(self, watched: Watched, ask: signal.Signals = signal.SIGTERM) -> None:
         record, code = watched.record, watched.life.last_exit
         if record is not None:
-            end([record], grace_s=watched.component.grace_s, reap=watched.ended)
+            end([record], grace_s=watched.component.grace_s, ask=ask, reap=watched.ended)
             if watched.child is not None:
                 code = watched.child.wait(_REAP_S)
             fields = {"child": record.pid, "exit": code}

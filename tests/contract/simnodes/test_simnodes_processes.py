@@ -12,10 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.contract.servers import free_port
-from tests.contract.simnodes.fleet import Cluster, Opening, manifest, until
+from tests.contract.simnodes.fleet import FLEET, Cluster, Opening, is_ready, manifest, until
 
-from gpufleet.kube.kinds import CONFIG_MAPS, SECRETS
-from gpufleet.kube.objects import Pod
+from gpufleet.kube.kinds import CONFIG_MAPS, NODES, SECRETS
+from gpufleet.kube.objects import Node, Pod
 
 PROCESS = {"gpufleet.dev/runtime": "process"}
 
@@ -290,6 +290,33 @@ async def test_containers_are_taken_over_after_a_crash_and_never_run_twice(
 
 async def _exists(path: Path) -> bool:
     return path.exists()
+
+
+async def test_containers_go_on_when_a_changed_fleet_file_makes_us_hand_over(
+    cluster: Opening, tmp_path: Path
+) -> None:
+    async with cluster as c:
+        await c.bind(process("p", f"echo $$ >> {tmp_path}/pids; sleep 300", 1), "gpu-0")
+        await c.ready("p")
+        await until(lambda: _exists(tmp_path / "pids"))
+        before, running = await c.pod("p"), set(cluster.fleet.children())
+        added = FLEET.replace("groups:\n", "groups:\n  - {name: added, cpu: 2}\n")
+        try:
+            await _handed_over(cluster, added)
+            assert is_ready(await c.client.get(NODES, "added-0", type=Node))
+        finally:
+            await _handed_over(cluster, FLEET)
+        assert (await c.pod("p")).status == before.status
+        assert running <= set(cluster.fleet.children())
+        assert len((tmp_path / "pids").read_text().split()) == 1
+        await asyncio.to_thread(cluster.fleet.stop)
+        assert not cluster.fleet.children()
+
+
+async def _handed_over(cluster: Opening, fleet: str) -> None:
+    await asyncio.to_thread(cluster.fleet.stop, signal.SIGUSR1)
+    cluster.fleet.fleet_file.write_text(fleet)
+    await asyncio.to_thread(cluster.fleet.start)
 
 
 async def test_a_container_whose_pod_went_while_nobody_looked_is_ended(cluster: Opening) -> None:

@@ -1,4 +1,7 @@
-"""`python -m gpufleet.local.simnodes`: play the nodes of a fleet until SIGTERM.
+"""`python -m gpufleet.local.simnodes`: play the nodes of a fleet until SIGTERM or SIGUSR1.
+
+SIGTERM ends the containers that run as processes too. After SIGUSR1, and when we fail, they go on, and the
+next process takes them over.
 
 The ready file is written when all nodes are registered and all pods that ran before are taken over.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,16 +67,19 @@ def parse(arguments: Sequence[str]) -> Options:
     return Options(**vars(parser.parse_args(arguments)))
 
 
-async def main(options: Options, stop: asyncio.Event | None = None) -> None:
-    """Play the fleet until `stop` (by default SIGTERM or SIGINT)."""
-    stop = stop or stop_requested()
+async def main(options: Options) -> None:
+    """Play the fleet until SIGTERM, SIGINT or (leaving containers to the next process) SIGUSR1."""
+    stop, handover = stop_requested(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, handover.set)
     fleet, _ = await asyncio.to_thread(load_fleet, options.fleet)
     config = await asyncio.to_thread(load_config, options.kubeconfig)
     async with Client(config, user_agent="gpufleet-simulated-nodes", connections=_CONNECTIONS) as client:
-        await _play(client, fleet, options, stop)
+        await _play(client, fleet, options, stop, handover)
 
 
-async def _play(client: Client, fleet: Fleet, options: Options, stop: asyncio.Event) -> None:
+async def _play(
+    client: Client, fleet: Fleet, options: Options, stop: asyncio.Event, handover: asyncio.Event
+) -> None:
     simulation = Simulation(client, fleet, options.fleet_name, options.state)
     endpoint = Endpoint(simulation.kubelets, options.state)
     context = await asyncio.to_thread(
@@ -83,17 +90,17 @@ async def _play(client: Client, fleet: Fleet, options: Options, stop: asyncio.Ev
         async with serving(options.metrics_port, ready=simulation.ready.is_set) as metrics_port:
             playing = asyncio.create_task(simulation.run())
             announcing = asyncio.create_task(_announce(simulation, options, metrics_port))
-            stopping = asyncio.create_task(stop.wait())
+            leaving = [asyncio.create_task(event.wait()) for event in (stop, handover)]
             try:
-                await asyncio.wait({playing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({playing, *leaving}, return_when=asyncio.FIRST_COMPLETED)
                 if playing.done():
                     playing.result()
             finally:
-                for task in (playing, announcing, stopping):
+                for task in (playing, announcing, *leaving):
                     task.cancel()
-                await asyncio.gather(playing, announcing, stopping, return_exceptions=True)
+                await asyncio.gather(playing, announcing, *leaving, return_exceptions=True)
     finally:
-        await simulation.processes.close()
+        await simulation.processes.close(leave_running=not stop.is_set())
         await endpoint.stop()
 
 

@@ -83,19 +83,23 @@ class ProcessRuntime:
             await ProcessContainer(mark, container_folder(self._state, "", "", "", ""), group).stop(0.0)
         self._found.clear()
 
-    async def close(self) -> None:
-        """Stop every container: SIGTERM, a short grace, SIGKILL. Nothing is told any more."""
-        self._closing = True
-        for playing in self._playing.values():
-            self._stop(playing, SHUTDOWN_GRACE_S)
-        if self._lives:
-            await asyncio.wait(self._lives, timeout=SHUTDOWN_GRACE_S + 2)
+    async def close(self, *, leave_running: bool) -> None:
+        """Tell nothing any more. Containers get SIGTERM, a short grace, SIGKILL, or go on without us."""
+        if not leave_running:
+            await self._stop_all()
         leftovers = [*self._lives, *self._tasks]
         for task in leftovers:
             task.cancel()
         await asyncio.gather(*leftovers, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
+
+    async def _stop_all(self) -> None:
+        self._closing = True
+        for playing in self._playing.values():
+            self._stop(playing, SHUTDOWN_GRACE_S)
+        if self._lives:
+            await asyncio.wait(self._lives, timeout=SHUTDOWN_GRACE_S + 2)
 
     def start(self, pod: PodRun, container: str, attempt: int, devices: tuple[str, ...]) -> None:
         """Start a container, or take it over where it runs already."""

@@ -46,7 +46,7 @@ format: dev-environment  ## format the sources and mend what the linter can mend
 check: dev-environment  ## formatting, lint, strict types, import contracts, docs, locks
 	@$(BIN)/python -m tools.check
 
-test: dev-environment  ## unit, contract, node and end-to-end tests (TESTS=tests/unit for a part)
+test: dev-environment  ## unit, contract and end-to-end tests (TESTS=tests/unit for a part)
 	@$(BIN)/python -m pytest -p tools.suites -m 'not full' $(TESTS)
 
 test-full: dev-environment  ## every test, also long properties, peers and large fleets

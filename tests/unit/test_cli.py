@@ -130,7 +130,7 @@ def test_every_kind_of_failure_has_its_exit_code(error: BaseException, code: int
 
 def test_documented_exit_codes_are_those_that_are_used() -> None:
     used = {1, errors.USAGE, errors.DEFECT, errors.NO_ACCESS, errors.NOT_FOUND, errors.TIMEOUT}
-    assert set(EXIT_CODES) == {0, errors.INTERRUPTED} | used
+    assert set(EXIT_CODES) == {0, errors.INTERRUPTED, errors.BROKEN_PIPE, errors.TERMINATED} | used
 
 
 def test_an_error_says_what_happened_and_what_to_type_next(

@@ -34,6 +34,8 @@ EXIT_CODES = {
     5: "not found",
     6: "not in time",
     130: "Ctrl-C",
+    141: "whoever read the output is gone",
+    143: "SIGTERM",
 }
 
 
@@ -48,7 +50,6 @@ def overview(program: str) -> str:
     for title, names in SECTIONS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {name:<12}{COMMANDS[name][1]}" for name in names]
-    codes = ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
     lines += [
         "",
         "Options:",
@@ -59,6 +60,7 @@ def overview(program: str) -> str:
         + program
         + " COMMAND --help` for a command's options",
         "",
-        f"Exit codes: {codes}.",
+        "Exit codes:",
+        *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items()),
     ]
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from gpufleet.cli.output import use_colour
 from gpufleet.fleet.errors import GpufleetError
 
 FAILED, USAGE, DEFECT, NO_ACCESS, NOT_FOUND, TIMEOUT, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
-BROKEN_PIPE = 141
+BROKEN_PIPE, TERMINATED = 141, 143
 
 CODES = {
     "Unauthorized": NO_ACCESS,
@@ -52,7 +52,7 @@ def exit_code(error: BaseException) -> int:
         case KeyboardInterrupt() | click.Abort():
             return INTERRUPTED
         case Terminated():
-            return 143
+            return TERMINATED
         case BrokenPipeError():
             return BROKEN_PIPE
         case click.exceptions.Exit():
@@ -67,7 +67,7 @@ def report(error: BaseException, program: str, *, debug: bool, stream: TextIO | 
     """Say on stderr what went wrong and what to do; the exit code."""
     out = stream or sys.stderr
     code = exit_code(error)
-    if debug and code not in (INTERRUPTED, BROKEN_PIPE, 143) and not isinstance(error, click.exceptions.Exit):
+    if debug and code not in (INTERRUPTED, BROKEN_PIPE, TERMINATED) and not isinstance(error, click.exceptions.Exit):
         out.write("".join(traceback.format_exception(error)))
     match error:
         case click.exceptions.Exit() | BrokenPipeError():

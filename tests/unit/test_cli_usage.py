@@ -104,6 +104,12 @@ def test_pods_of_a_shared_gpu_are_all_named() -> None:
     assert [holder.name for holder in gpu.pods] == ["a", "b"]
 
 
+def test_every_share_of_a_gpu_that_a_pod_holds_counts() -> None:
+    both = msgspec.structs.replace(held("a", "GPU-0"), ids=("GPU-0::1", "GPU-0::3"))
+    [pod] = pods_of([gpu_node("n", (device(0),), both)])
+    assert (pod.resources, pod.devices) == ({"nvidia.com/gpu": 2}, ("GPU-0",))
+
+
 def test_a_pod_is_as_busy_as_the_mean_of_its_gpus() -> None:
     [pod] = pods_of([gpu_node("n", (device(0, util=90), device(1, util=10)), held("a", "GPU-0", "GPU-1"))])
     assert pod.util_percent == 50

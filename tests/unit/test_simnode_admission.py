@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from tests.unit.simnode_pods import container, pod
 
+from gpufleet.devices import report
 from gpufleet.devices.simulated import Claim
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.objects import Node, Pod
@@ -124,6 +125,16 @@ def test_a_pod_that_lost_part_of_its_devices_is_told_so() -> None:
     refusal = smaller.allocate(subject, 0.0)
     assert refusal is not None
     assert refusal.reason == "UnexpectedAdmissionError"
+
+
+def test_a_pod_keeps_its_shares_of_one_gpu_over_a_restart() -> None:
+    subject = pod("a", containers=[container("x", gpus=2), container("y", gpus=1)])
+    text = "gpu: l4, gpusPerNode: 1, sharing: {timeSlicing: {replicas: 4}}"
+    before, after = _node(text), _node(text)
+    assert before.admit(subject, 0.0) is None
+    after.restore(report.allocations(before.devices), 0.0)
+    assert after.allocate(subject, 0.0) is None
+    assert after.admit(pod("b", containers=[container(gpus=2)]), 0.0) is not None, "one share is left"
 
 
 def _allocation(node: SimulatedNode, uid: str) -> dict[str, Any]:

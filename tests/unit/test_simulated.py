@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from gpufleet.devices import report
 from gpufleet.devices.simulated import Claim, Holder, NodeDevices, Shortage, device_of, make_devices
 from gpufleet.fleet.mig import GEOMETRIES, layout
 from gpufleet.fleet.products import find_product
+from gpufleet.kube.gpunode import GPUAllocation
 
 H100, L4 = find_product("h100"), find_product("l4")
 GPU = "nvidia.com/gpu"
@@ -84,18 +86,34 @@ def test_no_device_id_is_ever_held_by_two_pods(state: NodeDevices, steps: list[t
         assert len(ids) == len(set(ids))
 
 
-@given(_STATES, st.lists(st.integers(1, 3), max_size=4))
-def test_recorded_allocations_restore_the_same_devices_to_the_same_pods(
-    state: NodeDevices, counts: list[int]
+_CLAIMS = st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1, max_size=3)
+
+
+@given(_STATES, st.lists(_CLAIMS, max_size=4))
+def test_recorded_allocations_restore_what_every_container_held(
+    state: NodeDevices, pods: list[list[tuple[int, bool]]]
 ) -> None:
     resource = state.offers()[0].resource
-    for number, count in enumerate(counts):
-        after = state.allocate(_pod(f"p{number}"), [Claim("main", resource, count)], 0.0)
+    for number, counts in enumerate(pods):
+        claims = [Claim(f"c{n}", resource, count, init) for n, (count, init) in enumerate(counts)]
+        after = state.allocate(_pod(f"p{number}"), claims, 0.0)
         state = after if isinstance(after, NodeDevices) else state
-    fresh = _emptied(state)
-    back = report.restored(fresh, report.allocations(state), 5.0)
-    assert [(h.holder, h.devices) for h in back.holdings] == [(h.holder, h.devices) for h in state.holdings]
+    read_back = msgspec.json.decode(
+        msgspec.json.encode(report.allocations(state)), type=tuple[GPUAllocation, ...]
+    )
+    back = report.restored(_emptied(state), read_back, 5.0)
+    assert back.holdings == state.holdings
     assert back.offers() == state.offers()
+    claim = [Claim("main", resource, 1)]
+    assert isinstance(back.allocate(_pod("q"), claim, 6.0), type(state.allocate(_pod("q"), claim, 6.0)))
+
+
+def test_what_was_recorded_and_is_gone_or_taken_is_not_restored() -> None:
+    held = report.allocations(_take(_shared(1, 3), "a", 2, "nvidia.com/gpu.shared"))
+    smaller = report.restored(_shared(1, 1), held, 0.0)
+    assert smaller.holdings == ()
+    taken = report.restored(_take(_shared(1, 3), "b", 1, "nvidia.com/gpu.shared"), held, 0.0)
+    assert [holding.ids for holding in taken.held("uid-a")] == [held[0].ids[1:]]
 
 
 def test_the_lowest_free_index_is_given_first() -> None:

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from gpufleet.fleet.mig import summary
+from gpufleet.kube.conventions.labels import POOL_LABEL
 from gpufleet.kube.gpunode import GPUDevice, GPUNode
 from gpufleet.kube.objects import Node
 from gpufleet.local.observed import node_ready
-
-POOL_LABEL = "gpufleet.dev/pool"
 
 
 class Holder(msgspec.Struct, frozen=True, order=True):
@@ -174,7 +173,7 @@ def _pod(node: GPUNode, pod: tuple[str, str]) -> PodUsage:
     devices: list[str] = []
     for held in node.status.allocations:
         if (held.namespace, held.pod) == pod:
-            resources[held.resource] = resources.get(held.resource, 0) + len(held.devices)
+            resources[held.resource] = resources.get(held.resource, 0) + len(held.device_ids)
             devices += held.devices
     used = [device for device in node.status.devices if not _parts(device).isdisjoint(devices)]
     return PodUsage(

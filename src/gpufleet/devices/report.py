@@ -39,6 +39,7 @@ def allocations(state: NodeDevices) -> tuple[GPUAllocation, ...]:
             container=holding.container,
             resource=holding.resource,
             devices=holding.devices,
+            ids=() if holding.ids == holding.devices else holding.ids,
         )
         for holding in state.holdings
     )
@@ -48,7 +49,7 @@ def restored(state: NodeDevices, recorded: tuple[GPUAllocation, ...], now: float
     """The state with the allocations that a `GPUNode` has on record."""
     return state.restore(
         (
-            (Holder(one.namespace, one.pod, one.pod_uid), one.container, one.resource, one.devices)
+            (Holder(one.namespace, one.pod, one.pod_uid), one.container, one.resource, one.device_ids)
             for one in recorded
         ),
         now,

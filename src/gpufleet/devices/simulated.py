@@ -195,23 +195,18 @@ class NodeDevices(msgspec.Struct, frozen=True):
         return self._with(self.holdings + tuple(holdings), now)
 
     def restore(self, recorded: Iterable[tuple[Holder, str, str, Sequence[str]]], now: float) -> NodeDevices:
-        """The state with holdings that were recorded by device UUID (holder, container, resource, UUIDs).
+        """The state with holdings that were recorded (holder, container, resource, device ids).
 
         Ids that do not exist any more, or that another pod holds already, are left out.
         """
-        ids = self._ids()
+        known = {resource: {one for one, _ in ids} for resource, ids in self._ids().items()}
         owners = {one: holding.holder.uid for holding in self.holdings for one in holding.ids}
         holdings = list(self.holdings)
-        for holder, container, resource, devices in recorded:
-            chosen = []
-            for device in devices:
-                for one, _ in ids.get(resource, ()):
-                    if device_of(one) == device and owners.get(one, holder.uid) == holder.uid:
-                        owners[one] = holder.uid
-                        chosen.append(one)
-                        break
-            if chosen:
-                holdings.append(Holding(holder, container, resource, tuple(chosen)))
+        for holder, container, resource, ids in recorded:
+            exist = known.get(resource, set())
+            kept = [one for one in ids if one in exist and owners.setdefault(one, holder.uid) == holder.uid]
+            if kept:
+                holdings.append(Holding(holder, container, resource, tuple(kept)))
         return self._with(tuple(holdings), now)
 
     def release(self, uid: str, now: float) -> NodeDevices:

@@ -24,8 +24,13 @@ MAX_INSTANCES = 8
 MAX_RESOURCES = 32
 MAX_ALLOCATIONS = 1024
 MAX_PODS_DEVICES = 64
+MAX_PODS_IDS = 1024
 
 Uuid = Annotated[str, Meta(min_length=1, max_length=63, description="UUID of a GPU or of a MIG instance.")]
+DeviceId = Annotated[
+    str,
+    Meta(min_length=1, max_length=80, description="Id of a device, as GPU-<uuid>::<number of the share>."),
+]
 Time = Annotated[
     str, Meta(max_length=40, description="RFC 3339 time.", extra_json_schema={"format": "date-time"})
 ]
@@ -93,6 +98,18 @@ class GPUAllocation(APIStruct, frozen=True, kw_only=True):
             description="UUIDs of the GPUs or MIG instances held; several containers hold a shared GPU.",
         ),
     ]
+    ids: Annotated[
+        tuple[DeviceId, ...],
+        Meta(
+            max_length=MAX_PODS_IDS,
+            description="Device ids held where they are not the UUIDs: one for each share of a shared GPU.",
+        ),
+    ] = ()
+
+    @property
+    def device_ids(self) -> tuple[str, ...]:
+        """The device ids, as many as the container asked for."""
+        return self.ids or self.devices
 
 
 class GPUResource(APIStruct, frozen=True, kw_only=True):

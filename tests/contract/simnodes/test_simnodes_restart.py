@@ -19,15 +19,16 @@ async def test_running_pods_keep_devices_start_time_and_status_across_a_crash(cl
     async with cluster as c:
         for name in ("a", "b"):
             await c.bind(manifest(name, 1), "gpu-0")
-        for name in ("a", "b"):
+        await c.bind(manifest("shares", 2), "shared-0")
+        for name in ("a", "b", "shares"):
             await c.ready(name)
-        before = {name: await c.pod(name) for name in ("a", "b")}
+        before = {name: await c.pod(name) for name in ("a", "b", "shares")}
         held = await c.devices("gpu-0")
         cluster.fleet.stop(signal.SIGKILL)
         await asyncio.to_thread(cluster.fleet.start)
         await asyncio.sleep(1.0)
-        for name in ("a", "b"):
-            assert await c.pod(name) == before[name], "not even a write"
+        for name, seen in before.items():
+            assert await c.pod(name) == seen, "not even a write"
         assert await c.devices("gpu-0") == held
         await c.bind(manifest("c", 2), "gpu-0")
         await c.ready("c")

@@ -1,7 +1,8 @@
-"""gpufleet's own convention for bare pods: `gpufleet.dev/gang` names the gang, `gpufleet.dev/gang-size` its
+"""gpufleet's own labels: `gpufleet.dev/gang` of a bare pod names the gang, `gpufleet.dev/gang-size` its
 minimum.
 
-Both may be labels or annotations of the pod; the label wins. A gang lives in its namespace.
+Both may be labels or annotations of the pod; the label wins. A gang lives in its namespace. On nodes,
+`gpufleet.dev/pool` names the pool.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from gpufleet.fleet.pods import GANG_LABEL, GANG_SIZE_LABEL, GangRef
 from gpufleet.kube.objects import ObjectMeta
 
 RULE = "gpufleet.dev labels"
+POOL_LABEL = "gpufleet.dev/pool"
 
 
 def gang_of(metadata: ObjectMeta) -> GangRef | None:

@@ -12,11 +12,11 @@ import msgspec
 from gpufleet.devices.labels import feature_labels
 from gpufleet.devices.simulated import NodeDevices, make_devices
 from gpufleet.fleet.selectors import Taint
+from gpufleet.kube.conventions.labels import POOL_LABEL
 from gpufleet.kube.times import format_time
 from gpufleet.local.fleetfile import Fleet, Group
 
 FLEET_LABEL = "gpufleet.dev/fleet"
-POOL_LABEL = "gpufleet.dev/pool"
 PURPOSE_LABEL = "gpufleet.dev/purpose"
 RACK_LABEL = "gpufleet.dev/rack"
 TAINTS_ANNOTATION = "gpufleet.dev/registered-taints"

@@ -21,7 +21,7 @@ from gpufleet.kube.objects import Container, Pod
 from gpufleet.local.simnodes.environment import Source, container_environment, sources_of
 from gpufleet.local.simnodes.podstate import NOT_MOUNTED, Exited, PodRun, StartFailed, container_of
 from gpufleet.local.simnodes.processes import KILLED
-from gpufleet.local.simnodes.runtimes import Runtime, Tell
+from gpufleet.local.simnodes.runtimes import Runtime, Tell, start_failed
 
 
 class Mounted(msgspec.Struct, frozen=True):
@@ -111,8 +111,8 @@ class ConfiguredRuntime:
         failed: StartFailed | None = None
         try:
             await self._check(pod.pod, container_of(pod.pod, container))
-        except GpufleetError as error:
-            failed = StartFailed(container, attempt, error.reason, error.message)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, the pod must hear of it
+            failed = start_failed(container, attempt, error)
         self._looking.pop((pod.uid, container), None)
         if failed is None:
             self._inner.start(pod, container, attempt, devices)

@@ -15,6 +15,8 @@ import msgspec
 
 from gpufleet.kube.times import format_micro_time
 
+_LONGEST_NAME = 200
+
 
 class LogOptions(msgspec.Struct, frozen=True):
     """What `logs` asks for; None is no limit. Times in seconds since the epoch."""
@@ -59,20 +61,20 @@ class ContainerFolder(msgspec.Struct, frozen=True):
             return None
 
     def note_length(self, attempt: int, now: float, known: int) -> int:
-        """Record the length of the log if it is not `known`; the length."""
+        """Record the length of the log if it is not `known`; the length, or `known` where that failed."""
         try:
             length = self.log(attempt).stat().st_size
-        except FileNotFoundError:
+            if length != known:
+                with self.times(attempt).open("a") as file:
+                    file.write(f"{now:.3f} {length}\n")
+        except OSError:
             return known
-        if length != known:
-            with self.times(attempt).open("a") as file:
-                file.write(f"{now:.3f} {length}\n")
         return length
 
 
 def pod_folder(state: Path, namespace: str, name: str, uid: str) -> Path:
-    """The folder of a pod's logs."""
-    return state / "pods" / f"{namespace}_{name}_{uid}"
+    """The folder of a pod's logs; a long name is cut, because names of files have at most 255 bytes."""
+    return state / "pods" / f"{f'{namespace}_{name}'[:_LONGEST_NAME]}_{uid}"
 
 
 def container_folder(state: Path, namespace: str, name: str, uid: str, container: str) -> ContainerFolder:

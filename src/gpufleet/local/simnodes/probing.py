@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from gpufleet.kube.objects import Container, Probe
 from gpufleet.local.simnodes.machines import HOST_ADDRESS
 
 _MAX_OUTPUT = 200
+_REAP_S = 5.0
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -98,7 +101,7 @@ class Prober:
             await asyncio.sleep(max(1, probe.period_seconds))
 
     async def once(self, probe: Probe) -> Result:
-        """Execute a probe once, within its timeout."""
+        """Execute a probe once, within its timeout; one that cannot be executed has failed."""
         try:
             async with asyncio.timeout(max(1, probe.timeout_seconds)):
                 if probe.http_get is not None:
@@ -108,6 +111,8 @@ class Prober:
                 return await self._connect(probe)
         except TimeoutError:
             return Result(ok=False, message=f"no answer within {max(1, probe.timeout_seconds)}s")
+        except (OSError, TypeError, ValueError) as error:
+            return Result(ok=False, message=f"cannot execute the probe: {error}")
 
     async def _http(self, probe: Probe) -> Result:
         assert probe.http_get is not None
@@ -137,22 +142,22 @@ class Prober:
         return Result(ok=True)
 
     async def _exec(self, command: Sequence[str]) -> Result:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                env=dict(self._environment),
-                cwd=self._folder,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-            )
-        except OSError as error:
-            return Result(ok=False, message=str(error))
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=dict(self._environment),
+            cwd=self._folder,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             output, _ = await process.communicate()
         finally:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _REAP_S)
         return Result(process.returncode == 0, output[:_MAX_OUTPUT].decode(errors="replace").strip())
 
     def _port(self, port: int | str) -> int:

@@ -32,8 +32,8 @@ from gpufleet.local.simnodes.podstate import (
     container_of,
 )
 from gpufleet.local.simnodes.probing import Prober
-from gpufleet.local.simnodes.processes import KILLED, Mark, ProcessContainer, base_environment, find
-from gpufleet.local.simnodes.runtimes import Tell
+from gpufleet.local.simnodes.processes import KILLED, Mark, ProcessContainer, base_environment, find, marked
+from gpufleet.local.simnodes.runtimes import Tell, start_failed
 
 log = logging.getLogger("gpufleet.local.simnodes")
 
@@ -161,9 +161,9 @@ class ProcessRuntime:
     async def _begin(self, pod: PodRun, mark: Mark, devices: tuple[str, ...]) -> None:
         try:
             container, environment = await self._spawned(pod, mark, devices)
-        except GpufleetError as error:
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, the pod must hear of it
             self._playing.pop((mark.uid, mark.container), None)
-            self._say(mark.uid, StartFailed(mark.container, mark.attempt, error.reason, error.message))
+            self._say(mark.uid, start_failed(mark.container, mark.attempt, error))
             return
         self._say(mark.uid, Started(mark.container, mark.attempt))
         await self._accompany(container, self._prober(pod, container, environment))
@@ -229,7 +229,8 @@ class ProcessRuntime:
         def tell(kind: str, ok: bool, message: str) -> None:
             self._say(mark.uid, Probed(mark.container, mark.attempt, kind, ok, message))
 
-        return Prober(spec, self._session, environment, container.folder.path, tell, **known)
+        probes = marked(environment, self._state, mark, probe=True)
+        return Prober(spec, self._session, probes, container.folder.path, tell, **known)
 
     def _say(self, uid: str, event: Started | StartFailed | Exited | Probed) -> None:
         if not self._closing:

@@ -59,43 +59,55 @@ class Mark(msgspec.Struct, frozen=True):
 def find(state: Path) -> dict[Mark, int]:
     """Every container of this fleet that still runs: its mark and the id of its process group.
 
-    Processes of a container whose shell is gone are ended here: nobody could tell how they end.
+    The shell of a container is the oldest of its processes that leads a group. What is left of a container
+    whose shell is gone is ended here, because nobody could tell how it ends, and probes are.
     """
-    leaders: dict[Mark, int] = {}
-    others: list[tuple[int, int]] = []
+    ours: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
-        mark = _mark_of(process, state)
-        if mark is None:
+        marker = _marker_of(process, state)
+        if marker is not None and process.pid != os.getpid():
+            ours.setdefault(marker, []).append(process)
+    leaders: dict[Mark, int] = {}
+    for marker, processes in ours.items():
+        mark = Mark.parse(marker)
+        first = min((one for one in processes if _leads(one)), key=psutil.Process.create_time, default=None)
+        if mark is not None and first is not None:
+            leaders[mark] = first.pid
             continue
-        with contextlib.suppress(ProcessLookupError):
-            group = os.getpgid(process.pid)
-            if group == process.pid and process.pid != os.getpid():
-                leaders[mark] = process.pid
-            else:
-                others.append((process.pid, group))
-    known = set(leaders.values())
-    for pid, group in others:
-        if group not in known and pid != os.getpid():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
     return leaders
 
 
-def _mark_of(process: psutil.Process, state: Path) -> Mark | None:
+def _leads(process: psutil.Process) -> bool:
+    try:
+        return os.getpgid(process.pid) == process.pid
+    except ProcessLookupError:
+        return False
+
+
+def _marker_of(process: psutil.Process, state: Path) -> str | None:
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
         environment = process.environ()
     except (psutil.Error, OSError):
         return None
-    if environment.get(FLEET_MARKER) != str(state) or CONTAINER_MARKER not in environment:
-        return None
-    return Mark.parse(environment[CONTAINER_MARKER])
+    return environment.get(CONTAINER_MARKER) if environment.get(FLEET_MARKER) == str(state) else None
 
 
 def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What every process inherits of ours: the path and the user's surroundings, nothing else."""
     return {"PATH": _DEFAULT_PATH} | {name: environ[name] for name in _INHERITED if name in environ}
+
+
+def marked(environment: Mapping[str, str], state: Path, mark: Mark, *, probe: bool = False) -> dict[str, str]:
+    """The environment of a container's process, or of its probe's, by which all who clean up know it."""
+    marker = f"{mark}/probe" if probe else str(mark)
+    found = {**environment, FLEET_MARKER: str(state), CONTAINER_MARKER: marker}
+    found.pop(COMPONENT_MARKER, None)
+    return found
 
 
 class ProcessContainer:
@@ -119,9 +131,9 @@ class ProcessContainer:
         working_dir: str,
     ) -> ProcessContainer:
         """Start a container; raises GpufleetError (RunContainerError) when its command cannot run."""
-        marked = {**environment, FLEET_MARKER: str(state), CONTAINER_MARKER: str(mark)}
-        marked.pop(COMPONENT_MARKER, None)
-        child = await asyncio.to_thread(_spawn, mark, folder, command, marked, working_dir)
+        child = await asyncio.to_thread(
+            _spawn, mark, folder, command, marked(environment, state, mark), working_dir
+        )
         container = cls(mark, folder, child.pid)
         container._child = child
         return container
@@ -175,10 +187,10 @@ def _spawn(
     if program is None:
         text = f"exec: {command[0]!r}: executable file not found in $PATH"
         raise GpufleetError(reason="RunContainerError", message=text)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.exit(mark.attempt).unlink(missing_ok=True)
-    with folder.log(mark.attempt).open("ab") as output:
-        try:
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.exit(mark.attempt).unlink(missing_ok=True)
+        with folder.log(mark.attempt).open("ab") as output:
             return subprocess.Popen(
                 ["/bin/sh", "-c", _SHIM, str(folder.exit(mark.attempt)), program, *command[1:]],
                 env=environment,
@@ -188,9 +200,9 @@ def _spawn(
                 stderr=output,
                 start_new_session=True,
             )
-        except OSError as error:
-            text = f"cannot start {command[0]!r} in {working_dir or folder.path}: {error.strerror}"
-            raise GpufleetError(reason="RunContainerError", message=text) from None
+    except OSError as error:
+        text = f"cannot start {command[0]!r} in {working_dir or folder.path}: {error.strerror}"
+        raise GpufleetError(reason="RunContainerError", message=text) from None
 
 
 async def _process_end(pid: int, child: subprocess.Popen[bytes] | None) -> None:

@@ -6,18 +6,30 @@ A runtime is told to start, stop, resume and forget; it never makes the caller w
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Protocol
 
+from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.pods import is_gpu_resource
 from gpufleet.local.fleetfile import Simulation
 from gpufleet.local.simnodes.modelled import Scene, Timed, running, starting, stopping
-from gpufleet.local.simnodes.podstate import Event, PodRun, container_of
+from gpufleet.local.simnodes.podstate import Event, PodRun, StartFailed, container_of
 from gpufleet.local.simnodes.workload import play_of
+
+log = logging.getLogger("gpufleet.local.simnodes")
 
 Tell = Callable[[str, Event], None]
 """Tells an event to the pod with this uid."""
+
+
+def start_failed(container: str, attempt: int, error: Exception) -> StartFailed:
+    """What is told when a container could not be started, whatever the error was."""
+    if isinstance(error, GpufleetError):
+        return StartFailed(container, attempt, error.reason, error.message)
+    log.error("cannot start a container", exc_info=error, extra={"container": container})
+    return StartFailed(container, attempt, "RunContainerError", f"{type(error).__name__}: {error}")
 
 
 class Runtime(Protocol):

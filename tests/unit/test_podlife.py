@@ -204,6 +204,19 @@ def test_a_container_that_cannot_be_created_waits_with_the_reason_and_is_tried_a
     assert life.run.runs[0].attempt == 0
 
 
+def test_only_containers_that_were_created_count_as_restarts() -> None:
+    life = Life(pod()).tell(Recorded()).up("main").exit("main", 1)
+    seen = []
+    for _ in range(3):
+        life.tell(StartFailed("main", 1, "CreateContainerConfigError", "no such secret"))
+        status = pod_status(life.run, {}, life.now)["containerStatuses"][0]
+        seen.append((status["restartCount"], status["containerID"]))
+        assert life.tell(Tick(), after=11).starts == ["main"]
+    assert seen == 3 * [(0, "gpufleet-sim://uid-p/main/0")]
+    assert life.up("main").run.runs[0].restarts == 1
+    assert life.exit("main", 1, after=1).run.runs[0].restarts == 1
+
+
 def test_a_deadline_stops_the_pod_and_fails_it() -> None:
     life = Life(pod(activeDeadlineSeconds=60)).tell(Recorded())
     assert life.wake == 1060.0
@@ -403,7 +416,7 @@ def test_whatever_was_written_is_read_back_after_a_crash(
     assert back.over == run.over
     assert not run.over or phase_of(back) == phase_of(run)
     for before, after in zip(run.runs, back.runs, strict=True):
-        assert after.attempt == before.attempt
+        assert after.restarts == before.restarts
         assert after.ready == before.ready or before.role == "init"
         if before.state == "running":
             assert (after.state, after.started) == ("running", before.started or before.role == "init")

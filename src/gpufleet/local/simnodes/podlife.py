@@ -254,7 +254,7 @@ def _advance(pod: PodRun, now: float, out: list[Instruction]) -> PodRun:
 
 
 def _start(pod: PodRun, run: Run, out: list[Instruction]) -> PodRun:
-    attempt = run.attempt + 1 if run.last is not None else run.attempt
+    attempt = run.restarts + 1 if run.last is not None else run.attempt
     out.append(Start(run.name, attempt))
     reason = "" if run.last is not None else "ContainerCreating"
     return _with(

@@ -31,7 +31,7 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One container: `due` is when it may start (again), `attempt` how often it was restarted."""
+    """One container: `due` is when it may start (again), `attempt` which start of it this is."""
 
     name: str
     role: str  # init, sidecar or app
@@ -50,6 +50,13 @@ class Run(msgspec.Struct, frozen=True):
     def live(self) -> bool:
         """Whether a runtime plays the container now."""
         return self.state in (STARTING, RUNNING, STOPPING)
+
+    @property
+    def restarts(self) -> int:
+        """How often it was restarted: attempts that could not start, or have not yet, do not count."""
+        return (
+            self.last.attempt if self.last is not None and self.state in (WAITING, STARTING) else self.attempt
+        )
 
     @property
     def done(self) -> bool:

@@ -139,11 +139,11 @@ def _container(pod: PodRun, run: Run, image: str) -> dict[str, Any]:
         "imageID": f"gpufleet-sim://{image}" if run.started_at else "",
         "ready": run.ready or (run.role == "init" and run.done and _clean(run.last)),
         "started": run.started,
-        "restartCount": run.attempt,
+        "restartCount": run.restarts,
         "state": _state(pod, run),
     }
     if run.started_at:
-        body["containerID"] = _container_id(pod, run, run.attempt)
+        body["containerID"] = _container_id(pod, run, run.restarts)
     if run.last is not None and not run.done:
         body["lastState"] = {"terminated": _terminated(pod, run, run.last)}
     granted = pod.resources.get(run.name)

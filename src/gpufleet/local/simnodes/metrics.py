@@ -12,6 +12,9 @@ STATUS_PATCHES = Counter("gpufleet_simnodes_status_patches", "Pod statuses writt
 RECORDS = Counter("gpufleet_simnodes_device_records", "GPUNode statuses written.")
 REJECTIONS = Counter("gpufleet_simnodes_rejected_pods", "Pods refused at admission by reason.", ["reason"])
 STARTS = Counter("gpufleet_simnodes_container_starts", "Containers started by runtime.", ["runtime"])
+FAILED_WRITES = Counter(
+    "gpufleet_simnodes_failed_writes", "Writes to the API server that failed, by what was written.", ["what"]
+)
 POD_START = Histogram(
     "gpufleet_simnodes_pod_start_seconds",
     "Seconds from admission of a pod until Running was written.",

@@ -17,9 +17,11 @@ from typing import Any
 
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import ApiError, Client
+from gpufleet.kube.informers import Change
 from gpufleet.kube.kinds import GPU_NODES, LEASES, NODES
 from gpufleet.kube.objects import Node, PartialObject
 from gpufleet.kube.times import format_micro_time
+from gpufleet.kube.workqueue import WorkQueue
 from gpufleet.local.simnodes.machines import (
     FLEET_LABEL,
     LABELS_ANNOTATION,
@@ -32,6 +34,7 @@ from gpufleet.local.simnodes.machines import (
 )
 from gpufleet.local.simnodes.node import SimulatedNode
 from gpufleet.local.simnodes.reporting import LARGE_FLEET, create_gpu_node
+from gpufleet.local.simnodes.workers import Workers
 
 log = logging.getLogger("gpufleet.local.simnodes")
 
@@ -42,16 +45,23 @@ CONCURRENCY = 32
 
 
 class Registration:
-    """Registers the nodes of a fleet; `port` is that of the kubelet endpoint, set before anything else."""
+    """Registers the nodes of a fleet; `port` is that of the kubelet endpoint, set before anything else.
+
+    `current` gives a node's object as it was last seen.
+    """
 
     def __init__(
         self,
         client: Client,
         nodes: Mapping[str, SimulatedNode],
+        current: Callable[[str], Node | None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
         self._nodes = nodes
+        self._current = current
+        self._given_up: WorkQueue[str] = WorkQueue()
+        self.workers = Workers(self._given_up, self._heal, concurrency=CONCURRENCY, what="node status")
         self.port = 0
         self._clock = clock
         self._renewed: set[str] = set()
@@ -65,9 +75,10 @@ class Registration:
         await _each(self._nodes.values(), lambda node: self._enter(node, existing.get(node.name)))
         log.info("nodes are registered", extra={"nodes": len(self._nodes), "removed": len(gone)})
 
-    async def heal(self, node: Node) -> None:
-        """Report Ready again after the control plane has given the node up."""
-        await self._patch_status(self._nodes[node.metadata.name], node)
+    def node_changed(self, change: Change[Node]) -> None:
+        """Report Ready at once when the control plane has given a node up, as a kubelet that is back does."""
+        if change.new is not None and change.key in self._nodes and not _is_ready(change.new):
+            self._given_up.add(change.key)
 
     async def renew_leases(self) -> None:
         """Renew every node's Lease, each once per interval, until cancelled."""
@@ -78,14 +89,19 @@ class Registration:
                 if names:
                     tasks.create_task(self._renew_part(names, interval))
 
-    async def heartbeat(self, current: Callable[[str], Node | None]) -> None:
+    async def heartbeat(self) -> None:
         """Write the nodes' conditions every few minutes, spread over the interval, until cancelled."""
         while True:
             for name, node in self._nodes.items():
                 await asyncio.sleep(HEARTBEAT_S / len(self._nodes) * random.uniform(0.8, 1.2))
-                seen = current(name)
+                seen = self._current(name)
                 if node.present and seen is not None:
                     await _quietly(self._patch_status(node, seen), "heartbeat", name)
+
+    async def _heal(self, name: str) -> None:
+        seen = self._current(name)
+        if seen is not None and not _is_ready(seen):
+            await self._patch_status(self._nodes[name], seen)
 
     async def _enter(self, node: SimulatedNode, existing: Node | None) -> None:
         if existing is None:
@@ -199,6 +215,10 @@ def status_patch(status: dict[str, Any], existing: Node) -> dict[str, Any]:
         gone = {name: None for name in present if name not in status[field] and "nvidia.com/" in name}
         status[field] = {**status[field], **gone}
     return status
+
+
+def _is_ready(node: Node) -> bool:
+    return any(c.type == "Ready" and c.status == "True" for c in node.status.conditions)
 
 
 async def _each(items: Iterable[Any], work: Callable[[Any], Awaitable[None]]) -> None:

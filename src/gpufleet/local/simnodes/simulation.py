@@ -14,7 +14,7 @@ from typing import Any
 from gpufleet.kube.client import Client, Unreachable
 from gpufleet.kube.events import EventRecorder
 from gpufleet.kube.gpunode import GPUNode
-from gpufleet.kube.informers import Change, Informer
+from gpufleet.kube.informers import Informer
 from gpufleet.kube.kinds import GPU_NODES, NODES, PODS
 from gpufleet.kube.objects import Node, Pod
 from gpufleet.local.fleetfile import Fleet
@@ -50,10 +50,10 @@ class Simulation:
         played = ModelledRuntime(fleet.simulation, self.kubelets.tell)
         modelled = ConfiguredRuntime(played, client, self.kubelets.tell, self.kubelets.allocatable)
         self.kubelets.runtimes = Runtimes(modelled, self.processes)
-        self.registration = Registration(client, self.nodes)
         self.provisioner = Provisioner(client)
         ours = f"{FLEET_LABEL}={name}"
         self.node_informer = Informer(client, NODES, Node, labels=ours)
+        self.registration = Registration(client, self.nodes, self.node_informer.get)
         self.gpu_informer = Informer(client, GPU_NODES, GPUNode)
         self.pod_informer = Informer(client, PODS, Pod, fields="spec.nodeName!=")
         self.ready = asyncio.Event()
@@ -80,7 +80,8 @@ class Simulation:
                 self.records.workers.run,
                 self.provisioner.workers.run,
                 self.registration.renew_leases,
-                self._heartbeat,
+                self.registration.workers.run,
+                self.registration.heartbeat,
                 self._refresh,
             ):
                 tasks.create_task(work())
@@ -92,22 +93,9 @@ class Simulation:
     def _take_over(self) -> None:
         self.kubelets.take_over(self.pod_informer.items().values(), self.gpu_informer.items())
         self.node_informer.subscribe(self.kubelets.node_changed)
-        self.node_informer.subscribe(self._heal)
+        self.node_informer.subscribe(self.registration.node_changed)
         self.gpu_informer.subscribe(self.kubelets.gpu_node_changed)
         self.pod_informer.subscribe(self.kubelets.pod_changed)
-
-    def _heal(self, change: Change[Node]) -> None:
-        """Report Ready at once when the control plane has given a node up, as a kubelet that is back does."""
-        node = change.new
-        if node is None or change.key not in self.nodes:
-            return
-        ready = next((c.status for c in node.status.conditions if c.type == "Ready"), "Unknown")
-        if ready != "True":
-            task = asyncio.ensure_future(self.registration.heal(node))
-            task.add_done_callback(lambda done: done.exception())
-
-    async def _heartbeat(self) -> None:
-        await self.registration.heartbeat(self.node_informer.get)
 
     async def _refresh(self) -> None:
         """Keep readings in GPUNode fresh where they move, each node in its turn."""

@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import ApiError
 from gpufleet.kube.workqueue import WorkQueue
+from gpufleet.local.simnodes import metrics
 
 log = logging.getLogger("gpufleet.local.simnodes")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_REMIND_EVERY = 12
 _HOPELESS = (400, 403, 405, 413, 422)
 
 
@@ -20,7 +22,8 @@ class Workers:
     """Calls `work(key)` for every key of `queue`, at most `concurrency` at a time.
 
     A failed key is tried again after a pause that doubles up to five seconds (a node that is late is worse
-    than a request too many), except where the API server will never accept it.
+    than a request too many), except where the API server will never accept it. The log has its first failure
+    and, while it goes on, about one a minute.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Workers:
         except ApiError as error:
             if error.status in _HOPELESS:
                 self._failures.pop(key, None)
+                metrics.FAILED_WRITES.labels(self._what).inc()
                 log.warning("refused: %s", error.message, extra={"what": self._what, "key": key})
             else:
                 self._again(key, error.message)
@@ -63,5 +67,7 @@ class Workers:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures, 10))
         self._queue.add_after(key, delay)
-        level = logging.WARNING if failures == 1 else logging.DEBUG
-        log.log(level, "trying again: %s", problem, extra={"what": self._what, "key": key, "delay": delay})
+        metrics.FAILED_WRITES.labels(self._what).inc()
+        level = logging.WARNING if failures == 1 or failures % _REMIND_EVERY == 0 else logging.DEBUG
+        fields = {"what": self._what, "key": key, "delay": delay, "failures": failures}
+        log.log(level, "trying again: %s", problem, extra=fields)

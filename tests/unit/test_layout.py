@@ -5,6 +5,7 @@ import stat
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -174,6 +175,15 @@ def test_the_tail_of_a_log_is_of_the_last_run_only(tmp_path: Path) -> None:
     assert tail(log) == ["one", "two", "three"]
     assert tail(log, lines=2) == ["two", "three"]
     assert mode(log) == 0o600
+
+
+def test_a_log_on_a_full_disk_is_closed_again(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.symlink_to("/dev/full")
+    before = psutil.Process().num_fds()
+    with pytest.raises(OSError):
+        begin_run(log)
+    assert psutil.Process().num_fds() == before
 
 
 def test_a_log_that_never_was_has_no_tail(tmp_path: Path) -> None:

@@ -1,30 +1,52 @@
 """The supervisor and the life of a component: when it restarts, what it adopts, what it ends."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.supervised import (
+    DIES,
+    IGNORES_TERM,
+    SERVE,
+    answering,
+    component,
+    found_component,
+    left_by_a_killed_supervisor,
+    pid_of,
+    prepared,
+    record_of,
+    state_of,
+    supervising,
+    wait_for,
+)
 
 from gpufleet.local import lifecycle
-from gpufleet.local.components import Component, FileProbe
+from gpufleet.local.components import (
+    BRIDGE,
+    CONTROL_PLANE,
+    CONTROLLER,
+    PACKAGE,
+    SIMULATED_NODES,
+    SUPERVISOR,
+    Component,
+    FileProbe,
+    components,
+    supervisor,
+)
 from gpufleet.local.down import end_processes
 from gpufleet.local.layout import Layout, layout_of, prepare, tail
 from gpufleet.local.lifecycle import Life
-from gpufleet.local.observed import ComponentState, observe
+from gpufleet.local.observed import observe
 from gpufleet.local.processes import (
-    COMPONENT_MARKER,
     FLEET_MARKER,
     Record,
     end,
@@ -33,8 +55,7 @@ from gpufleet.local.processes import (
     read_record,
     write_record,
 )
-from gpufleet.local.settings import PORT_NAMES, choose_ports
-from gpufleet.local.supervisor import Supervisor
+from gpufleet.local.settings import PORT_NAMES, Options, Settings, choose_ports
 
 # ---------------------------------------------------------------------------------------- the pure life cycle
 
@@ -91,7 +112,7 @@ def test_ends_without_an_answer_are_told_from_ends_after_one() -> None:
     life = lifecycle.exited(lifecycle.started(die_after([1]), 1, 5), 1, 6)
     assert (life.failures, life.restarts) == (2, 2)
     assert lifecycle.probed(lifecycle.started(life, 1, 7), True).failures == 0
-    assert lifecycle.restarted_on_request(life).failures == 0
+    assert lifecycle.requested(life).failures == 0
 
 
 def test_an_answer_that_comes_after_the_end_changes_nothing() -> None:
@@ -102,67 +123,16 @@ def test_an_answer_that_comes_after_the_end_changes_nothing() -> None:
 def test_what_was_stopped_does_not_start_again_unless_asked() -> None:
     life = lifecycle.stopped(die_after([1]), 0)
     assert not lifecycle.wants_start(life, 1e9)
-    assert lifecycle.wants_start(lifecycle.restarted_on_request(life), 0)
+    assert lifecycle.wants_start(lifecycle.requested(life), 0)
 
 
 # -------------------------------------------------------------------------------------------- real processes
 
-SERVE = """
-import pathlib, signal, sys, time
-pathlib.Path(sys.argv[1]).write_text("ready")
-time.sleep(120)
-"""
-IGNORES_TERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SERVE
-DIES = "import sys; sys.exit('no room for me')"
-
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Iterator[Layout]:
-    made = layout_of("unit", {"XDG_STATE_HOME": str(tmp_path)})
-    prepare(made)
-    yield made
-    end_marked(made, grace_s=1)
-
-
-def component(layout: Layout, name: str, code: str = SERVE, **rest: Any) -> Component:
-    ready = layout.ready_file(name)
-    return Component(name, (sys.executable, "-c", code, str(ready)), FileProbe(ready), **rest)
-
-
-@contextlib.contextmanager
-def supervising(layout: Layout, *components: Component) -> Iterator[Supervisor]:
-    supervisor = Supervisor(layout, components, os.environ)
-    thread = threading.Thread(target=supervisor.run)
-    thread.start()
-    try:
-        yield supervisor
-    finally:
-        supervisor.request_stop()
-        thread.join(30)
-        assert not thread.is_alive()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
-
-
-def answering(layout: Layout) -> bool:
-    """Whether every component is known to answer."""
-    components = observe(layout).components
-    return bool(components) and all(one.answering for one in components)
-
-
-def pid_of(layout: Layout, name: str) -> int:
-    found = observe(layout).component(name)
-    return (found.pid if found else None) or 0
-
-
-def state_of(layout: Layout, name: str) -> str:
-    found = observe(layout).component(name)
-    return found.state if found else ""
+    with prepared(tmp_path) as made:
+        yield made
 
 
 def test_a_component_starts_only_after_what_it_depends_on_answers(layout: Layout) -> None:
@@ -208,6 +178,21 @@ def test_a_program_that_does_not_exist_is_told_in_its_log(layout: Layout) -> Non
         assert "cannot start /nowhere/etcd" in tail(layout.log("etcd"))[-1]
 
 
+def test_a_full_disk_does_not_end_the_supervisor(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gpufleet.local.supervisor.write_record", full)
+    layout.log("silent").symlink_to("/dev/full")
+    with supervising(layout, component(layout, "etcd"), component(layout, "silent")):
+        wait_for(
+            lambda: state_of(layout, "silent") == "backoff" and found_component(layout, "etcd").answering
+        )
+        layout.log("silent").unlink()
+        wait_for(lambda: answering(layout))
+    assert marked_processes(layout) == {}
+
+
 def test_a_stop_ends_everything_also_what_ignores_sigterm(layout: Layout) -> None:
     stubborn = component(layout, "stubborn", IGNORES_TERM, grace_s=0.3)
     with supervising(layout, component(layout, "etcd"), stubborn):
@@ -229,38 +214,6 @@ def test_components_end_in_the_reverse_order_of_their_start(layout: Layout) -> N
     with supervising(layout, first, second):
         wait_for(lambda: answering(layout))
     assert order.read_text() == "second first "
-
-
-def record_of(pid: int) -> Record:
-    """The record of a process that is there."""
-    record = Record.of(pid)
-    assert record is not None
-    return record
-
-
-def found_component(layout: Layout, name: str) -> ComponentState:
-    """What is known of a component that exists."""
-    found = observe(layout).component(name)
-    assert found is not None
-    return found
-
-
-def left_by_a_killed_supervisor(
-    layout: Layout, name: str, code: str = SERVE, fingerprint: str = ""
-) -> subprocess.Popen[bytes]:
-    """A component that runs without supervisor, with its record, as after kill -9."""
-    ready = layout.ready_file(name)
-    ready.unlink(missing_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(ready)],
-        env={**os.environ, FLEET_MARKER: str(layout.root), COMPONENT_MARKER: name},
-        start_new_session=True,
-    )
-    wait_for(ready.exists)
-    record = record_of(process.pid)
-    mark = fingerprint or component(layout, name, code).fingerprint()
-    write_record(layout.record(name), Record(record.pid, record.started, record.boot, mark))
-    return process
 
 
 def test_a_new_supervisor_adopts_what_runs_as_it_should(layout: Layout) -> None:
@@ -288,6 +241,26 @@ def test_what_was_started_with_other_arguments_is_ended_and_started_anew(layout:
         wait_for(lambda: answering(layout))
         assert process.wait(5) == -signal.SIGTERM
         assert pid_of(layout, "etcd") != process.pid
+
+
+def test_a_component_is_another_when_a_module_of_its_source_changes(layout: Layout) -> None:
+    module = layout.root / "package" / "room" / "module.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("one = 1")
+    made = component(layout, "controller", inputs=(layout.root / "package",))
+    first = made.fingerprint()
+    assert made.fingerprint() == first
+    module.write_text("one = 2")
+    second = made.fingerprint()
+    module.rename(module.with_name("renamed.py"))
+    assert len({first, second, made.fingerprint()}) == 3
+
+
+def test_every_process_of_ours_is_another_when_gpufleet_changes(layout: Layout) -> None:
+    programs = {name: (name,) for name in CONTROL_PLANE}
+    settings = Settings(dict.fromkeys(PORT_NAMES, 1), programs, Options(bridge="10.0.0.1"))
+    ours = {one.name for one in (*components(layout, settings), supervisor(layout)) if PACKAGE in one.inputs}
+    assert ours == {CONTROLLER, SIMULATED_NODES, BRIDGE, SUPERVISOR}
 
 
 def test_what_hands_over_is_asked_to_when_a_successor_follows(layout: Layout) -> None:

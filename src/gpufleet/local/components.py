@@ -8,6 +8,7 @@ no election. Pure: a function of the layout and the settings.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import signal
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+import gpufleet
 from gpufleet.local import pki
 from gpufleet.local.layout import Layout
 from gpufleet.local.settings import Settings
@@ -26,6 +28,9 @@ CONTROLLER = "controller"
 SIMULATED_NODES = "simulated-nodes"
 BRIDGE = "bridge"
 SUPERVISOR = "supervisor"
+
+PACKAGE = Path(gpufleet.__file__).resolve().parent
+"""Our own source: what runs it is started anew when it changed."""
 
 CONTROL_PLANE = (ETCD, API_SERVER, CONTROLLER_MANAGER)
 
@@ -52,7 +57,8 @@ class Component(msgspec.Struct, frozen=True):
     """One process of a fleet.
 
     It starts once the components in `after` answer and the file `needs` exists, and is restarted on reload
-    when its command line or the content of one of `inputs` changed. `grace_s` is how long it may take to end.
+    when its command line or the content of one of `inputs` changed (a file, or a folder with Python modules).
+    `grace_s` is how long it may take to end.
     `handover` is the signal that ends it when a successor takes over what it runs.
     """
 
@@ -68,8 +74,11 @@ class Component(msgspec.Struct, frozen=True):
     def fingerprint(self) -> str:
         """A digest of everything that the process was started with."""
         digest = hashlib.sha256("\0".join(self.argv).encode())
-        for path in self.inputs:
-            digest.update(path.read_bytes() if path.exists() else b"")
+        for given in self.inputs:
+            for path in sorted(given.rglob("*.py")) if given.is_dir() else [given]:
+                digest.update(f"\0{path}\0".encode())
+                with contextlib.suppress(FileNotFoundError):
+                    digest.update(path.read_bytes())
         return digest.hexdigest()
 
 
@@ -224,6 +233,7 @@ def _controller(layout: Layout, settings: Settings) -> Component:
         HttpProbe(port, "/readyz"),
         after=(API_SERVER,),
         needs=layout.objects_applied,
+        inputs=(PACKAGE,),
     )
 
 
@@ -246,7 +256,7 @@ def _simulated_nodes(layout: Layout, settings: Settings) -> Component:
         HttpProbe(port, "/readyz"),
         after=(API_SERVER,),
         needs=layout.objects_applied,
-        inputs=(layout.fleet_file,),
+        inputs=(PACKAGE, layout.fleet_file),
         handover=signal.SIGUSR1,
     )
 
@@ -259,7 +269,15 @@ def _bridge(layout: Layout, settings: Settings) -> Component:
         f"--to=127.0.0.1:{port}",
         f"--ready-file={ready}",
     ]
-    return Component(BRIDGE, tuple(argv), FileProbe(ready), after=(API_SERVER,), grace_s=2.0)
+    return Component(
+        BRIDGE, tuple(argv), FileProbe(ready), after=(API_SERVER,), inputs=(PACKAGE,), grace_s=2.0
+    )
+
+
+def supervisor(layout: Layout) -> Component:
+    """The process that runs the others. `up` starts it, and replaces one whose fingerprint is another."""
+    argv = (*_python("gpufleet.local.supervisor"), "--name", layout.name)
+    return Component(SUPERVISOR, argv, FileProbe(layout.supervisor_state), inputs=(PACKAGE,))
 
 
 def component_kubeconfig(layout: Layout, component: str) -> Path:

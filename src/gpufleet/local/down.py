@@ -7,7 +7,6 @@ fleet's marker, so that no process and no port outlives `down`.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 from gpufleet.fleet.errors import GpufleetError
@@ -20,11 +19,11 @@ from gpufleet.local.components import (
     SIMULATED_NODES,
     SUPERVISOR,
 )
-from gpufleet.local.layout import Layout, file_errors
+from gpufleet.local.layout import Layout, forget
 from gpufleet.local.locking import fleet_lock
 from gpufleet.local.observed import living_supervisor, observe, read_supervisor_state
 from gpufleet.local.ports import is_listening
-from gpufleet.local.processes import Record, end, end_marked, read_record
+from gpufleet.local.processes import Record, end, end_marked, marked_processes, read_record
 from gpufleet.local.settings import read_settings
 
 ORDER_OF_END = (BRIDGE, SIMULATED_NODES, CONTROLLER, CONTROLLER_MANAGER, API_SERVER, ETCD)
@@ -39,14 +38,13 @@ def down(layout: Layout, say: Say, *, purge: bool = False) -> bool:
 
     Raises GpufleetError when a process cannot be ended or a port stays held.
     """
-    if not layout.root.exists():
+    if not layout.root.exists() and not marked_processes(layout):
         return False
     with fleet_lock(layout, lambda: say("waiting for another gpufleet command on this fleet")):
         ended = end_processes(layout, say)
         existed = layout.exists
         if purge:
-            with file_errors(layout.root):
-                shutil.rmtree(layout.root)
+            forget(layout)
     return ended or (purge and existed)
 
 

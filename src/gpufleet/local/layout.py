@@ -140,7 +140,11 @@ def known_fleets(environ: Mapping[str, str] = os.environ) -> list[str]:
     home = fleets_home(environ)
     if not home.is_dir():
         return []
-    return sorted(path.name for path in home.iterdir() if (path / "settings.json").exists())
+    return sorted(
+        path.name
+        for path in home.iterdir()
+        if not path.name.startswith(".") and (path / "settings.json").exists()
+    )
 
 
 def prepare(layout: Layout) -> None:
@@ -153,6 +157,16 @@ def prepare(layout: Layout) -> None:
         free_mib = shutil.disk_usage(layout.root).free >> 20
     if free_mib < _ROOM_NEEDED_MIB:
         raise _disk_full(layout.root, f"{free_mib} MiB are free, a fleet needs {_ROOM_NEEDED_MIB}")
+
+
+def forget(layout: Layout) -> None:
+    """Remove a fleet's folder: at one moment, so that who waits for its lock finds all of it or nothing."""
+    doomed = layout.root.with_name(f".{layout.name}.removed")
+    with file_errors(layout.root):
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        layout.root.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -182,7 +196,11 @@ def begin_run(log: Path) -> int:
     """Open a log for the output of one more run, after a line that says so; a file descriptor."""
     rotate(log)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.write(output, f"{_RUN_BEGINS}{dt.datetime.now(dt.UTC).isoformat(timespec='seconds')}\n".encode())
+    try:
+        os.write(output, f"{_RUN_BEGINS}{dt.datetime.now(dt.UTC).isoformat(timespec='seconds')}\n".encode())
+    except OSError:
+        os.close(output)
+        raise
     return output
 
 

@@ -75,9 +75,10 @@ def exited(life: Life, code: int | None, now: float) -> Life:
     )
 
 
-def restarted_on_request(life: Life) -> Life:
-    """It was ended by us to take up a change; that is no failure, so it may start at once."""
-    return msgspec.structs.replace(life, state="starting", pid=0, failures=0, retry_at=0.0, answering=False)
+def requested(life: Life) -> Life:
+    """Somebody asks for it anew: earlier ends no longer count, and without a process it may start at once."""
+    fresh = msgspec.structs.replace(life, failures=0, delay=0.0)
+    return fresh if life.pid else msgspec.structs.replace(fresh, state="starting", retry_at=0.0)
 
 
 def stopped(life: Life, code: int | None) -> Life:

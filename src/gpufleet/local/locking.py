@@ -53,5 +53,9 @@ def fleet_lock(layout: Layout, on_wait: Callable[[], object], *, wait_s: float =
 
 def _take(layout: Layout, path: Path) -> int | None:
     with file_errors(path):
-        layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return take(path)
+        layout.root.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        layout.root.mkdir(exist_ok=True, mode=0o700)
+        # `down --purge` may take the folder away between the two lines.
+        with contextlib.suppress(FileNotFoundError):
+            return take(path)
+    return None

@@ -40,7 +40,7 @@ _PORT_TAKEN = "address already in use"
 
 
 class Wait:
-    """One wait for a fleet, bounded by `timeout_s` from its creation."""
+    """One wait for a fleet, bounded by `timeout_s` from its creation. What failed before does not count."""
 
     def __init__(
         self,
@@ -53,6 +53,9 @@ class Wait:
         self._layout = layout
         self._progress = progress
         self._supervisor = supervisor
+        earlier = () if supervisor is not None else observe(layout).components
+        self._restarts = {component.name: component.restarts for component in earlier}
+        self._count = (0, 0)
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
 
@@ -77,11 +80,13 @@ class Wait:
         return True
 
     async def _api_answers(self) -> bool:
-        said = read_supervisor_state(self._layout)
-        if said is None or said.revision != self._layout.revision():
-            return False
         component = observe(self._layout).component(API_SERVER)
-        return component is not None and component.answering
+        return self._taken_up() and component is not None and component.answering
+
+    def _taken_up(self) -> bool:
+        """Whether the supervisor knows the settings that are waited for."""
+        said = read_supervisor_state(self._layout)
+        return said is not None and said.revision == self._layout.revision()
 
     async def _all_answer(self) -> bool:
         state = observe(self._layout)
@@ -93,7 +98,7 @@ class Wait:
         except Unreachable:
             return False
         ready = sum(node_ready(node) for node in nodes)
-        self._progress.work(_NODES, min(ready, wanted), wanted)
+        self._count = (min(ready, wanted), wanted)
         return ready >= wanted
 
     async def _gpus_reported(self, client: Client, wanted: int) -> bool:
@@ -102,14 +107,16 @@ class Wait:
         except Unreachable:
             return False
         found = sum(len(report.status.devices) for report in reports)
-        self._progress.work(_GPUS, min(found, wanted), wanted)
+        self._count = (min(found, wanted), wanted)
         return found >= wanted
 
     async def _until(
         self, condition: Callable[[], Awaitable[bool]], what: str, *, poll_s: float = 0.1
     ) -> None:
+        self._count = (0, 0)
         self._progress.work(what)
         while not await condition():
+            self._progress.work(what, *self._count)
             self._check_alive()
             if time.monotonic() > self._deadline:
                 raise self._too_slow(what)
@@ -119,10 +126,11 @@ class Wait:
         """Raise when waiting is pointless."""
         if self._supervisor is not None and self._supervisor.poll() is not None:
             raise self._failed(SUPERVISOR, self._supervisor.returncode)
+        if not self._taken_up():
+            return
         for component in observe(self._layout).components:
-            if not component.failures:
-                continue
-            if component.failures >= HOPELESS_AFTER or self._port_taken(component.name):
+            failures = min(component.failures, component.restarts - self._restarts.get(component.name, 0))
+            if failures >= HOPELESS_AFTER or (failures > 0 and self._port_taken(component.name)):
                 raise self._failed(component.name, component.last_exit)
 
     def _failed(self, name: str, code: int | None) -> GpufleetError:

@@ -45,8 +45,6 @@ class Settings(msgspec.Struct, frozen=True):
     ports: Mapping[str, int]
     programs: Mapping[str, tuple[str, ...]]
     options: Options = Options()
-    fleet_source: str = ""
-    """Which fleet file or preset was asked for last, for messages."""
 
 
 def read_settings(layout: Layout) -> Settings | None:

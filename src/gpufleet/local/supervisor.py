@@ -4,7 +4,8 @@ It starts each component once what it depends on answers, restarts what dies (`l
 writes what it knows on every change. It can itself be killed at any moment: its children live on, and the
 next supervisor adopts those that its records name, that answer, and that were started with the same
 arguments; it ends the rest. One lock per fleet makes sure that there is never a second one. SIGTERM ends
-everything in reverse order of start, SIGHUP reads the settings again and restarts what they change.
+everything in reverse order of start, SIGHUP reads the settings again, restarts what they change and tries at
+once what waits after a failure.
 
     python -m gpufleet.local.supervisor --name NAME
 """
@@ -31,6 +32,7 @@ from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.process import configure_logging, serving
 from gpufleet.local import lifecycle
 from gpufleet.local.components import SUPERVISOR, Component, FileProbe, components
+from gpufleet.local.components import supervisor as supervisor_component
 from gpufleet.local.layout import Layout, layout_of, write_atomic
 from gpufleet.local.lifecycle import Life
 from gpufleet.local.locking import take
@@ -117,7 +119,8 @@ class Supervisor:
         self._environ = {key: value for key, value in environ.items() if key not in _NOT_INHERITED}
         self._watched = {component.name: Watched(component) for component in wanted}
         self._threads = ThreadPoolExecutor(max_workers=len(wanted), thread_name_prefix="probe")
-        self._me = Record.of(os.getpid())
+        me, code = Record.of(os.getpid()), supervisor_component(layout).fingerprint()
+        self._me = msgspec.structs.replace(me, fingerprint=code) if me else None
         self._written: tuple[tuple[ComponentState, ...], str] | None = None
         self._wake = threading.Event()
         self._stop = False
@@ -182,7 +185,7 @@ class Supervisor:
             watched.child = spawn(self._layout, component.name, component.argv, self._environ)
         except OSError as error:
             watched.life = lifecycle.exited(lifecycle.started(watched.life, 0, now), _CANNOT_EXECUTE, now)
-            with self._layout.log(component.name).open("a") as output:
+            with contextlib.suppress(OSError), self._layout.log(component.name).open("a") as output:
                 output.write(f"cannot start {component.argv[0]}: {error}\n")
             log.warning(
                 "component cannot be started", extra={"component": component.name, "error": str(error)}
@@ -194,8 +197,15 @@ class Supervisor:
         record = Record.of(watched.child.pid)
         if record is not None:
             watched.record = msgspec.structs.replace(record, fingerprint=component.fingerprint())
-            write_record(self._layout.record(component.name), watched.record)
+            self._keep(watched.record, component)
         log.info("component started", extra={"component": component.name, "child": watched.child.pid})
+
+    def _keep(self, record: Record, component: Component) -> None:
+        """Without a record (a full disk) a component runs as well; only no later supervisor can adopt it."""
+        try:
+            write_record(self._layout.record(component.name), record)
+        except OSError as error:
+            log.warning("no record kept", extra={"component": component.name, "error": str(error)})
 
     def _ask(self, watched: Watched, now: float) -> None:
         """Take the answer of the probe that is out, and send the next one when it is due."""
@@ -249,7 +259,7 @@ class Supervisor:
         return True
 
     def _apply_settings(self) -> None:
-        """Take up changed settings: what was started with others is ended and started again at once."""
+        """Take up changed settings: what was started with others is ended, and what has no process starts."""
         revision, settings = self._layout.revision(), read_settings(self._layout)
         if settings is None:
             return
@@ -262,7 +272,7 @@ class Supervisor:
             if watched.record is not None and watched.record.fingerprint != component.fingerprint():
                 log.info("restarting a component whose settings changed", extra={"component": name})
                 self._end(watched, component.handover)
-                watched.life = lifecycle.restarted_on_request(watched.life)
+            watched.life = lifecycle.requested(watched.life)
         self._revision = revision
 
     def _end_all(self) -> None:

@@ -1,8 +1,9 @@
 """Bring a fleet up: check everything that can be checked, start the supervisor, wait until it works.
 
-`up` is idempotent. On a running fleet it takes up what changed (fleet file, options, a newer gpufleet) and
-nothing else; on one whose supervisor was killed it starts a new one, which adopts what still runs. When it
-fails it ends what it started, and the data of the fleet stays as it was.
+`up` is idempotent. On a running fleet it takes up what changed (fleet file, options, a newer gpufleet), tries
+again at once what keeps failing, and nothing else; on one whose supervisor was killed it starts a new one,
+which adopts what still runs. When it fails, a fleet that was down is down again, and what lived lives on with
+its former settings.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,13 +31,14 @@ from gpufleet.local.components import (
     ETCD,
     SIMULATED_NODES,
     SUPERVISOR,
+    supervisor,
 )
 from gpufleet.local.down import ORDER_OF_END, end_processes
 from gpufleet.local.fleetfile import Fleet, load_fleet, parse_fleet
 from gpufleet.local.layout import Layout, file_errors, layout_of, prepare, write_atomic
 from gpufleet.local.locking import fleet_lock
 from gpufleet.local.observed import living_supervisor, observe
-from gpufleet.local.processes import spawn
+from gpufleet.local.processes import Record, end, marked_processes, spawn
 from gpufleet.local.progress import PortTakenError, Progress
 from gpufleet.local.settings import Options, Settings, choose_ports, read_settings, write_settings
 
@@ -88,36 +89,35 @@ def up(request: Request, progress: Progress, environ: Mapping[str, str] = os.env
     """
     began = time.monotonic()
     layout = layout_of(request.name, environ)
-    fleet, text, source = _chosen_fleet(layout, request)
+    asked = load_fleet(request.fleet) if request.fleet is not None else None
     _check_limits()
     _check_bridge(request.bridge)
     _check_components(request.extra_args or {})
-    prepare(layout)
     with fleet_lock(layout, lambda: progress.say("waiting for another gpufleet command on this fleet")):
+        prepare(layout)
+        fleet, text = asked or _last_fleet(layout)
         was_running = living_supervisor(layout) is not None
+        lived = observe(layout).running
         before = _Files.of(layout)
-        attempt = _Attempt(layout, request, progress, environ, text, source)
+        attempt = _Attempt(layout, request, progress, environ, text, lived)
         try:
             changed = attempt.bring_up(fleet)
         except BaseException:
-            if not was_running:
+            if not lived:
                 end_processes(layout, lambda _: None)
             before.restore(layout)
-            if was_running:
-                _start_or_reload(layout, environ, reload=True)
+            if lived:
+                _supervise(layout, environ)
             raise
     return Result(layout, fleet, was_running, changed, time.monotonic() - began)
 
 
-def _chosen_fleet(layout: Layout, request: Request) -> tuple[Fleet, str, str]:
-    """The fleet to bring up (asked for, else the last one, else the default), its text and its source."""
-    if request.fleet is None and layout.fleet_file.exists():
-        settings = read_settings(layout)
-        text = layout.fleet_file.read_text(encoding="utf-8")
-        return parse_fleet(text, str(layout.fleet_file)), text, settings.fleet_source if settings else ""
-    source = request.fleet or DEFAULT_PRESET
-    fleet, text = load_fleet(source)
-    return fleet, text, source
+def _last_fleet(layout: Layout) -> tuple[Fleet, str]:
+    """The fleet of the last `up`, else the default, and its text."""
+    if not layout.fleet_file.exists():
+        return load_fleet(DEFAULT_PRESET)
+    text = layout.fleet_file.read_text(encoding="utf-8")
+    return parse_fleet(text, str(layout.fleet_file)), text
 
 
 class _Files(msgspec.Struct, frozen=True):
@@ -146,14 +146,14 @@ def _content(path: Path) -> bytes | None:
 
 
 class _Attempt(msgspec.Struct, frozen=True):
-    """One `up` under the lock of its fleet."""
+    """One `up` under the lock of its fleet, of which something `lived` before or nothing."""
 
     layout: Layout
     request: Request
     progress: Progress
     environ: Mapping[str, str]
     fleet_text: str
-    fleet_source: str
+    lived: bool
 
     def bring_up(self, fleet: Fleet) -> bool:
         """Write what the supervisor reads, start or reload it, wait. Whether anything had to change."""
@@ -161,20 +161,21 @@ class _Attempt(msgspec.Struct, frozen=True):
         gpus = sum(group.count * group.gpus for group in fleet.groups)
         for attempt in range(_ATTEMPTS_AT_PORTS):
             changed = self._write_all(self._settings(programs))
-            supervisor = _start_or_reload(self.layout, self.environ, reload=changed)
+            started = _supervise(self.layout, self.environ)
             # The client of Kubernetes takes a while to import; meanwhile the control plane starts.
             from gpufleet.local.readiness import Wait
 
-            wait = Wait(self.layout, self.progress, timeout_s=self.request.timeout_s, supervisor=supervisor)
+            wait = Wait(self.layout, self.progress, timeout_s=self.request.timeout_s, supervisor=started)
             try:
                 asyncio.run(wait.until_ready(fleet.nodes, gpus))
             except PortTakenError as taken:
                 if attempt == _ATTEMPTS_AT_PORTS - 1:
                     raise
                 self.progress.say(f"{taken.message}; choosing others")
-                end_processes(self.layout, lambda _: None)
+                if not self.lived:
+                    end_processes(self.layout, lambda _: None)
             else:
-                return changed or supervisor is not None
+                return changed or started is not None
         raise AssertionError("the last attempt returns or raises")
 
     def _locate(self) -> dict[str, tuple[str, ...]]:
@@ -204,7 +205,7 @@ class _Attempt(msgspec.Struct, frozen=True):
         options = msgspec.structs.replace(
             kept.options if kept else Options(), **{key: v for key, v in given.items() if v is not None}
         )
-        return Settings(ports, dict(programs), options, self.fleet_source)
+        return Settings(ports, dict(programs), options)
 
     def _write_all(self, settings: Settings) -> bool:
         """Certificates, kubeconfigs, fleet file and settings; whether any of them is new or different."""
@@ -221,18 +222,21 @@ class _Attempt(msgspec.Struct, frozen=True):
         return bool(renewed) or not same_fleet or not same_settings
 
 
-def _start_or_reload(
-    layout: Layout, environ: Mapping[str, str], *, reload: bool
-) -> subprocess.Popen[bytes] | None:
-    """Make sure that a supervisor runs and knows the settings; its process if it was started here."""
-    running = living_supervisor(layout)
-    if running is not None:
-        if reload:
-            os.kill(running.pid, signal.SIGHUP)
+def _supervise(layout: Layout, environ: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
+    """Make sure that a supervisor of this very gpufleet runs and reads the settings; its process if it is
+    new.
+
+    One of another gpufleet, or one whose state somebody removed, is killed: its successor adopts its
+    components.
+    """
+    wanted, running = supervisor(layout), living_supervisor(layout)
+    if running is not None and running.fingerprint == wanted.fingerprint():
+        os.kill(running.pid, signal.SIGHUP)
         return None
-    argv = [sys.executable, "-P", "-m", "gpufleet.local.supervisor", "--name", layout.name]
+    others = [pid for pid, name in marked_processes(layout).items() if name == SUPERVISOR]
+    end([record for pid in others if (record := Record.of(pid))], grace_s=5.0, ask=signal.SIGKILL)
     try:
-        return spawn(layout, SUPERVISOR, argv, environ)
+        return spawn(layout, SUPERVISOR, wanted.argv, environ)
     except OSError as error:
         raise GpufleetError(
             reason="CannotStartProcess",

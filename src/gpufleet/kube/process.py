@@ -83,8 +83,8 @@ async def serving(
     the port is taken.
     """
     application = web.Application()
-    application.router.add_get("/metrics", _metrics)
-    application.router.add_get("/healthz", _ok)
+    application.router.add_get("/metrics", metrics)
+    application.router.add_get("/healthz", alive)
     application.router.add_get("/readyz", _readiness(ready))
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
@@ -105,14 +105,16 @@ def _write(path: Path, content: dict[str, int]) -> None:
     temporary.replace(path)
 
 
-async def _metrics(_: web.Request) -> web.Response:
+async def metrics(_: web.Request) -> web.Response:
+    """Everything that this process counts, as Prometheus reads it."""
     return web.Response(
         body=prometheus_client.generate_latest(),
         headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST},
     )
 
 
-async def _ok(_: web.Request) -> web.Response:
+async def alive(_: web.Request) -> web.Response:
+    """Says ok: this process runs."""
     return web.Response(text="ok")
 
 

@@ -15,20 +15,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from pathlib import Path
 
 import msgspec
-import prometheus_client
 from aiohttp import web
 
 from gpufleet.fleet.errors import GpufleetError
+from gpufleet.kube.process import alive, metrics
 from gpufleet.kube.times import format_micro_time, parse_time
 from gpufleet.local.simnodes.kubelets import Kubelets, Tracked
+from gpufleet.local.simnodes.logreader import LogReader
 from gpufleet.local.simnodes.machines import HOST_ADDRESS
 from gpufleet.local.simnodes.podlogs import (
     ContainerFolder,
     Line,
     LogOptions,
-    clock_of,
     container_folder,
-    lines_of,
     rendered,
     select,
 )
@@ -36,7 +35,6 @@ from gpufleet.local.simnodes.podstate import ENDED, RUNNING, STOPPING, PodRun, R
 
 ALLOWED_GROUP = "system:masters"
 _POLL_S = 0.5
-_CHUNK = 1 << 20
 _ABSENT = {
     "exec": "run a command in",
     "attach": "attach to",
@@ -56,7 +54,7 @@ def tls_context(certificate: Path, key: Path, client_authority: Path) -> ssl.SSL
 
 
 class Endpoint:
-    """Serves logs and pods of all nodes; `devices` names the devices of a container."""
+    """Serves logs and pods of all nodes; process containers leave their logs below `state`."""
 
     def __init__(self, kubelets: Kubelets, state: Path) -> None:
         self._kubelets = kubelets
@@ -67,8 +65,8 @@ class Endpoint:
         """Listen on loopback (port 0: a free one); the port. Raises GpufleetError (PortTaken)."""
         application = web.Application(middlewares=[_only_administrators])
         router = application.router
-        router.add_get("/healthz", _ok)
-        router.add_get("/metrics", _metrics)
+        router.add_get("/healthz", alive)
+        router.add_get("/metrics", metrics)
         router.add_get("/pods", self._pods)
         router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._logs)
         for verb in _ABSENT:
@@ -137,18 +135,13 @@ class Endpoint:
     ) -> AsyncIterator[bytes]:
         attempt = attempt_shown(run, previous=options.previous)
         assert attempt is not None
-        data, offset = await asyncio.to_thread(_read_all, folder.log(attempt))
-        clock = await asyncio.to_thread(clock_of, folder, attempt)
-        lines = lines_of(data, 0, clock or [(offset, time.time())])
-        yield rendered(select(lines, options), options)
-        while options.follow:
-            playing = _plays(tracked, run.name, attempt)
-            more, after = await asyncio.to_thread(_read_from, folder.log(attempt), offset)
-            if more:
-                clock = await asyncio.to_thread(clock_of, folder, attempt)
-                yield rendered(lines_of(more, offset, clock or [(after, time.time())]), options)
-                offset = after
-            if not playing:
+        reader = LogReader(folder, attempt, options)
+        await asyncio.to_thread(reader.seek)
+        while True:
+            ended = not options.follow or not _plays(tracked, run.name, attempt)
+            while piece := await asyncio.to_thread(reader.read, ended=ended):
+                yield piece
+            if ended:
                 return
             await asyncio.sleep(_POLL_S)
 
@@ -234,30 +227,6 @@ def log_options(query: Mapping[str, str], now: float) -> LogOptions:
 def _plays(tracked: Tracked, container: str, attempt: int) -> bool:
     run = tracked.run.run(container)
     return run is not None and run.live and run.attempt == attempt and not tracked.gone
-
-
-def _read_all(path: Path) -> tuple[bytes, int]:
-    return _read_from(path, 0)
-
-
-def _read_from(path: Path, offset: int) -> tuple[bytes, int]:
-    """Whole lines from an offset on, and the offset after them."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-    except FileNotFoundError:
-        return b"", offset
-    return data, offset + len(data)
-
-
-async def _ok(_: web.Request) -> web.Response:
-    return web.Response(text="ok")
-
-
-async def _metrics(_: web.Request) -> web.Response:
-    headers = {"Content-Type": prometheus_client.CONTENT_TYPE_LATEST}
-    return web.Response(body=prometheus_client.generate_latest(), headers=headers)
 
 
 def _absent(verb: str) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -93,13 +93,14 @@ def clock_of(folder: ContainerFolder, attempt: int) -> list[tuple[int, float]]:
 
 
 def lines_of(data: bytes, start: int, clock: list[tuple[int, float]]) -> Iterator[Line]:
-    """The lines of `data`, which begins at offset `start` of the log."""
-    offset = start
-    for text in data.splitlines(keepends=True):
-        position = bisect.bisect_right(clock, (offset, float("inf")))
+    """The lines of `data`, which begins at offset `start` of the log; only a line feed ends a line."""
+    begin = 0
+    while begin < len(data):
+        end = data.find(b"\n", begin) + 1 or len(data)
+        position = bisect.bisect_right(clock, (start + begin, float("inf")))
         time = clock[min(position, len(clock) - 1)][1] if clock else 0.0
-        yield Line(text, time)
-        offset += len(text)
+        yield Line(data[begin:end], time)
+        begin = end
 
 
 def select(lines: Iterable[Line], options: LogOptions) -> list[Line]:

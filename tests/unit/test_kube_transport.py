@@ -115,6 +115,20 @@ def test_a_guarded_write_tells_the_server_when_to_give_up() -> None:
     assert server.requests == ["/api/v1/namespaces/ns/configmaps?timeout=3s"]
 
 
+def test_an_error_answer_to_a_watch_that_breaks_off_is_a_lost_connection() -> None:
+    class Broken(Counter):
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 1000\r\n\r\nbad")
+            writer.close()
+
+    async def story(client: Client) -> None:
+        with pytest.raises(Unreachable, match="lost the connection"):
+            await anext(client.watch(CONFIG_MAPS, resource_version="1"))
+
+    against(Broken(), story)
+
+
 def config(server: str, proxy: str = "") -> ClusterConfig:
     return ClusterConfig(server=server, proxy_url=proxy)
 

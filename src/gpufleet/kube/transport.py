@@ -144,7 +144,8 @@ class Transport:
             response = await self._start_stream(session, target, limits, await self._credentials.current())
         try:
             if response.status >= 400:
-                raise api_error(response.status, await response.read(), response.headers.get("Retry-After"))
+                answer = await self._whole(response)
+                raise api_error(answer.code, answer.body, answer.retry_after)
             yield self._chunks(response)
         finally:
             response.close()
@@ -165,6 +166,12 @@ class Transport:
                 server_hostname=self._server_hostname,
                 proxy=self._proxy,
             )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise unreachable(self._base, error) from error
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> Answer:
+        try:
+            return Answer(response.status, await response.read(), response.headers.get("Retry-After"))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise unreachable(self._base, error) from error
 

@@ -96,6 +96,9 @@ def test_pods_of_one_template_share_one_shape() -> None:
         ({"gang": "g", "gang-size": "0"}, {}, None, "positive number, not '0'"),
         ({"gang": "g", "gang-size": "two"}, {}, None, "positive number, not 'two'"),
         ({"gang": "g", "gang-size": "-1"}, {}, None, "positive number, not '-1'"),
+        ({"gang": "g", "gang-size": "1000000"}, {}, None, "positive number, not '1000000'"),
+        ({"gang": "g"}, {"gang-size": "9" * 5000}, None, "positive number, not '9999999999"),
+        ({"gang": "g"}, {"gang-size": "two" * 5000}, None, "..."),
     ],
 )
 def test_a_gang_by_labels_or_annotations(

@@ -13,6 +13,12 @@ from gpufleet.kube.objects import ObjectMeta
 RULE = "gpufleet.dev labels"
 POOL_LABEL = "gpufleet.dev/pool"
 
+MAX_DIGITS = 6
+"""No cluster has a million pods; an annotation may hold 256 KiB, and `int` refuses numbers of that length."""
+
+SHOWN = 40
+"""How much of a size that is none is repeated in the message."""
+
 
 def gang_of(metadata: ObjectMeta) -> GangRef | None:
     """The gang that the pod's own labels or annotations name, or None when they name none."""
@@ -22,6 +28,7 @@ def gang_of(metadata: ObjectMeta) -> GangRef | None:
         return None
     if size is None:
         return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} is missing beside {GANG_LABEL}={name}")
-    if not size.isdecimal() or int(size) < 1:
-        return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} must be a positive number, not {size!r}")
+    if not size.isdecimal() or len(size) > MAX_DIGITS or int(size) < 1:
+        said = repr(size if len(size) <= SHOWN else f"{size[:SHOWN]}...")
+        return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} must be a positive number, not {said}")
     return GangRef(name, int(size), RULE)

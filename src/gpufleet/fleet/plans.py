@@ -54,7 +54,7 @@ class Nominate(msgspec.Struct, frozen=True):
 
 
 class Unschedulable(msgspec.Struct, frozen=True):
-    """Report why a pod is not bound. `retriable_by_capacity` says whether new nodes could help."""
+    """Report why a pod is not bound. `helped_by_capacity` says whether new nodes could help."""
 
     pod: Pod
     reasons: tuple[Reason, ...]

@@ -1,7 +1,8 @@
 """Kinds of the Kubernetes API: which group and version serves them, and at which path.
 
 A `Kind` is all that a request needs to know about a type, so that the client has one method per verb instead
-of one per type. Discovery is never asked: gpufleet names the versions that it was tested with.
+of one per type. For its own work gpufleet names the versions that it was tested with; only kinds that a
+user's manifests name are asked of the server (`manifests.Discovery`).
 """
 
 from __future__ import annotations

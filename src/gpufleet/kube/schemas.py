@@ -4,11 +4,14 @@ A CRD's schema is a strict dialect of OpenAPI v3: no references, a type at every
 except number-or-string, and server-side apply merges lists only if told by which key. One Python type is
 the source of the schema, of decoding and of the documentation, so they cannot disagree.
 
-Annotated[int, Meta(ge=0)]         minimum (likewise le, gt, lt, multiple_of, min_length, max_length,
-pattern) T | None                           nullable Literal, Enum                      enum int | str
-x-kubernetes-int-or-string Meta(description=...)              description; without it a struct's docstring
-Meta(extra_json_schema={...})      merged as it is: format, default, x-kubernetes-* cel_rules: ClassVar =
-(Rule(...),) CEL rules of a struct
+- `Annotated[int, Meta(ge=0)]`: `minimum`; likewise `le`, `gt`, `lt`, `multiple_of`, `min_length`,
+  `max_length`, `pattern`
+- `T | None`: `nullable`
+- `Literal`, `Enum`: `enum`
+- `int | str`: `x-kubernetes-int-or-string`
+- `Meta(description=...)`: `description`; without it the docstring of a struct
+- `Meta(extra_json_schema={...})`: merged as it is, for `format`, `default`, `x-kubernetes-*`
+- `cel_rules: ClassVar = (Rule(...),)` of a struct: its CEL rules
 
 Source: https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/
 """

@@ -19,8 +19,10 @@ from gpufleet.local.simnodes.machines import (
     node_metadata,
     node_status,
     node_taints,
+    numbered,
     pod_address,
     pod_ordinal,
+    pod_range,
 )
 from gpufleet.local.simnodes.registration import adoption_patch, status_patch
 
@@ -67,6 +69,26 @@ def test_every_pod_of_the_largest_fleet_can_have_an_address_of_its_own() -> None
     assert [pod_ordinal(m, a) for (m, _), a in zip(some, addresses, strict=True)] == [o for _, o in some]
     assert pod_ordinal(found[0], pod_address(found[1], 0)) is None
     assert pod_ordinal(found[0], "") is None
+
+
+def test_nodes_keep_their_pod_addresses_when_the_fleet_file_changes() -> None:
+    before = machines(parse_fleet("groups: [{name: a, count: 2}, {name: b}]", "f"), "x")
+    ranges = {machine.name: pod_range(machine) for machine in before}
+    assert ranges == {"a-0": "10.64.0.0/22", "a-1": "10.64.4.0/22", "b-0": "10.64.8.0/22"}
+    changed = machines(parse_fleet("groups: [{name: c, count: 2}, {name: a}, {name: d}]", "f"), "x")
+    after = {machine.name: pod_range(machine) for machine in numbered(changed, ranges)}
+    assert after["a-0"] == ranges["a-0"]
+    new = {after[name] for name in ("c-0", "c-1", "d-0")}
+    assert len(new | set(ranges.values())) == 6, "pods of b-0 may not be gone yet"
+    assert list(numbered(before, {})) == list(before)
+
+
+def test_a_node_without_pod_addresses_gets_some_and_others_keep_what_they_have() -> None:
+    bare = _existing(_machine(), podCIDR="")
+    assert adoption_patch(_machine(), bare) == {
+        "spec": {"podCIDR": "10.64.0.0/22", "podCIDRs": ["10.64.0.0/22"]}
+    }
+    assert adoption_patch(_machine(), _existing(_machine(), podCIDR="192.168.0.0/24")) == {}
 
 
 def test_a_node_that_is_as_the_file_says_needs_no_write() -> None:

@@ -303,7 +303,9 @@ async def test_containers_go_on_when_a_changed_fleet_file_makes_us_hand_over(
         added = FLEET.replace("groups:\n", "groups:\n  - {name: added, cpu: 2}\n")
         try:
             await _handed_over(cluster, added)
-            assert is_ready(await c.client.get(NODES, "added-0", type=Node))
+            nodes = (await c.client.list(NODES, type=Node)).items
+            assert "added-0" in {node.metadata.name for node in nodes if is_ready(node)}
+            assert len({node.spec.pod_cidr for node in nodes}) == len(nodes), "addresses of pods are unique"
         finally:
             await _handed_over(cluster, FLEET)
         assert (await c.pod("p")).status == before.status

@@ -5,6 +5,9 @@ Labels are the well-known ones, gpufleet's pool and rack, and those that GPU Fea
 
 from __future__ import annotations
 
+import ipaddress
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,6 +17,7 @@ from gpufleet.devices.simulated import NodeDevices, make_devices
 from gpufleet.fleet.selectors import Taint
 from gpufleet.kube.conventions.labels import POOL_LABEL
 from gpufleet.kube.times import format_time
+from gpufleet.local.controlplane import KUBERNETES_VERSION
 from gpufleet.local.fleetfile import Fleet, Group
 
 FLEET_LABEL = "gpufleet.dev/fleet"
@@ -21,14 +25,15 @@ PURPOSE_LABEL = "gpufleet.dev/purpose"
 RACK_LABEL = "gpufleet.dev/rack"
 TAINTS_ANNOTATION = "gpufleet.dev/registered-taints"
 LABELS_ANNOTATION = "gpufleet.dev/registered-labels"
-KUBELET_VERSION = "v1.37.2"
 HOST_ADDRESS = "127.0.0.1"
 POD_ADDRESSES_PER_NODE = 1024
 _FIRST_POD_ADDRESS = (10 << 24) | (64 << 16)
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """One node of the fleet. `capacity` has quantities; GPU resources come from `devices`."""
+    """One node of the fleet. `number` decides the addresses of its pods; `capacity` has quantities, GPU
+    resources come from `devices`.
+    """
 
     name: str
     number: int
@@ -94,23 +99,51 @@ def _place(group: Group, number: int) -> dict[str, str]:
     return labels
 
 
+def numbered(found: Iterable[Machine], ranges: Mapping[str, str]) -> list[Machine]:
+    """The machines with the numbers that their nodes have, so that running pods keep their addresses.
+
+    `ranges` are the pod ranges of all nodes that exist, by name. A new node gets its place in the fleet file,
+    or the next number that no other node has.
+    """
+    numbers = {
+        name: _offset(text.partition("/")[0]) // POD_ADDRESSES_PER_NODE for name, text in ranges.items()
+    }
+    taken = set(numbers.values())
+    ours = list(found)
+    for machine in ours:
+        if numbers.get(machine.name, -1) < 0:
+            free = itertools.chain([machine.number], itertools.count())
+            numbers[machine.name] = next(number for number in free if number not in taken)
+            taken.add(numbers[machine.name])
+    return [msgspec.structs.replace(machine, number=numbers[machine.name]) for machine in ours]
+
+
+def pod_range(machine: Machine) -> str:
+    """The addresses of a node's pods, as the node's podCIDR; unique in the fleet."""
+    return f"{pod_address(machine, 0)}/{33 - POD_ADDRESSES_PER_NODE.bit_length()}"
+
+
 def pod_address(machine: Machine, ordinal: int) -> str:
     """The address of a node's pod number `ordinal`, unique in the fleet; nothing answers there.
 
     Pods in the host's network get one too: the nodes' own address is loopback, which Services refuse.
     """
     number = _FIRST_POD_ADDRESS + machine.number * POD_ADDRESSES_PER_NODE + ordinal
-    return ".".join(str(number >> shift & 255) for shift in (24, 16, 8, 0))
+    return str(ipaddress.IPv4Address(number))
 
 
 def pod_ordinal(machine: Machine, address: str) -> int | None:
     """The number of the pod that has `address`, None when the address is not of this node's range."""
-    parts = address.split(".")
-    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
-        return None
-    number = sum(int(part) << shift for part, shift in zip(parts, (24, 16, 8, 0), strict=True))
-    ordinal = number - _FIRST_POD_ADDRESS - machine.number * POD_ADDRESSES_PER_NODE
+    ordinal = _offset(address) - machine.number * POD_ADDRESSES_PER_NODE
     return ordinal if 0 <= ordinal < POD_ADDRESSES_PER_NODE else None
+
+
+def _offset(address: str) -> int:
+    """How far behind the first pod address an address is; negative for one that no pod has."""
+    try:
+        return int(ipaddress.IPv4Address(address)) - _FIRST_POD_ADDRESS
+    except ValueError:
+        return -1
 
 
 def node_metadata(machine: Machine) -> dict[str, Any]:
@@ -130,7 +163,11 @@ def node_metadata(machine: Machine) -> dict[str, Any]:
             "labels": machine.labels,
             "annotations": annotations,
         },
-        "spec": {"providerID": f"gpufleet://{machine.labels[FLEET_LABEL]}/{machine.name}"},
+        "spec": {
+            "providerID": f"gpufleet://{machine.labels[FLEET_LABEL]}/{machine.name}",
+            "podCIDR": pod_range(machine),
+            "podCIDRs": [pod_range(machine)],
+        },
     }
 
 
@@ -184,7 +221,7 @@ def node_status(machine: Machine, devices: NodeDevices, port: int, now: float) -
             "containerRuntimeVersion": "gpufleet-sim://1.0",
             "kernelVersion": "6.1.0",
             "kubeProxyVersion": "",
-            "kubeletVersion": KUBELET_VERSION,
+            "kubeletVersion": KUBERNETES_VERSION,
             "machineID": machine.name,
             "operatingSystem": "linux",
             "osImage": "gpufleet simulated node",

@@ -31,6 +31,7 @@ from gpufleet.local.simnodes.machines import (
     node_metadata,
     node_status,
     node_taints,
+    numbered,
 )
 from gpufleet.local.simnodes.node import SimulatedNode
 from gpufleet.local.simnodes.reporting import LARGE_FLEET, create_gpu_node
@@ -70,6 +71,9 @@ class Registration:
         """Bring the cluster's nodes of this fleet to what the fleet file says."""
         listing = await self._client.list(NODES, labels=f"{FLEET_LABEL}={fleet}", type=Node)
         existing = {node.metadata.name: node for node in listing.items}
+        ranges = {name: node.spec.pod_cidr for name, node in existing.items()}
+        for machine in numbered([node.machine for node in self._nodes.values()], ranges):
+            self._nodes[machine.name].machine = machine
         gone = [name for name in existing if name not in self._nodes]
         await _each(gone, self._remove)
         await _each(self._nodes.values(), lambda node: self._enter(node, existing.get(node.name)))
@@ -180,8 +184,8 @@ class Registration:
 
 def adoption_patch(machine: Machine, existing: Node) -> dict[str, Any]:
     """What must change on a node that exists, as a merge patch; empty when nothing must."""
-    wanted = node_metadata(machine)["metadata"]
-    meta = existing.metadata
+    body = node_metadata(machine)
+    wanted, meta = body["metadata"], existing.metadata
     before = filter(None, meta.annotations.get(LABELS_ANNOTATION, "").split(","))
     labels: dict[str, str | None] = {key: None for key in before if key not in machine.labels}
     labels |= {key: value for key, value in machine.labels.items() if meta.labels.get(key) != value}
@@ -200,6 +204,8 @@ def adoption_patch(machine: Machine, existing: Node) -> dict[str, Any]:
     if taints is not None:
         patch["spec"] = {"taints": taints}
         patch["metadata"]["resourceVersion"] = meta.resource_version
+    if not existing.spec.pod_cidr:
+        patch["spec"] = patch.get("spec", {}) | {key: body["spec"][key] for key in ("podCIDR", "podCIDRs")}
     return patch
 
 

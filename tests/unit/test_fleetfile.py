@@ -79,6 +79,7 @@ def test_presets_have_their_documented_size(name: str, nodes: int, gpus: int) ->
         ("groups:\n  - {name: A_b}\n", "fleet.yaml:2:6", "groups[0].name"),
         ("groups:\n  - {name: l, gpu: l4, mig: all-balanced}\n", "fleet.yaml:2:24", "cannot be cut by MIG"),
         ("groups:\n  - {name: l, gpu: l44}\n", "fleet.yaml:2:15", "no GPU product 'l44'"),
+        ("groups:\n  - {name: l, gpu: ''}\n", "fleet.yaml:2:15", "no GPU product ''"),
         ("groups:\n  - {name: l, mig: all-balanced}\n", "fleet.yaml:2:15", "mig needs a gpu"),
         ("groups: []\n", "fleet.yaml:1:1", "groups"),
         ("groups:\n  - {name: a, name: b}\n", "fleet.yaml:2:15", "'name' stands twice"),
@@ -94,6 +95,7 @@ def test_a_mistake_is_named_with_file_line_column_and_field(text: str, where: st
     assert error.reason in ("InvalidFleetFile", "InvalidYaml")
     assert error.message.startswith(f"{where}: ")
     assert says in error.message
+    assert error.hint or error.reason == "InvalidYaml"
 
 
 def test_a_misspelt_field_and_product_get_a_suggestion() -> None:

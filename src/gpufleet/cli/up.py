@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +14,10 @@ from gpufleet.cli.cluster import chosen_fleet
 from gpufleet.cli.options import everywhere, fleet_name
 from gpufleet.cli.output import styled
 from gpufleet.cli.progress import progress
+from gpufleet.local.layout import DEFAULT_FLEET
 
 if TYPE_CHECKING:
+    from gpufleet.local.scenario import Scenario
     from gpufleet.local.up import Result
 
 
@@ -80,9 +85,9 @@ def command(
 ) -> int:
     """Start a local fleet: the real Kubernetes control plane with simulated GPU nodes.
 
-    On a running fleet it takes up what changed (fleet file, options, version) and otherwise does nothing.
-    What is not given stays as it was at the last `up`. The control plane is built when it is needed for the
-    first time.
+    On a running fleet it takes up what changed (fleet file, options, gpufleet itself), tries again at once
+    what keeps failing, and otherwise does nothing. What is not given stays as it was at the last `up`. The
+    control plane is built when it is needed for the first time.
     """
     from gpufleet.local.up import Request, up
 
@@ -95,29 +100,40 @@ def command(
         component_args,
         timeout,
     )
+    script = _load(scenario) if scenario else None
     with progress() as shown:
         result = up(request, shown)
     click.echo(_summary(result))
-    if scenario is None:
-        click.echo(_next_commands(result))
+    if script is not None and not script.fits(result.fleet):
+        click.echo(f"not played: {scenario} needs the preset {script.fleet}, this fleet has other machines")
+        script = None
+    if scenario is None or script is None:
+        click.echo(_next_commands(result, "POD -n NAMESPACE"))
         return 0
-    good = _play(scenario, result)
-    click.echo(_next_commands(result))
+    good, waiting = _play(scenario, script, result)
+    click.echo(_next_commands(result, f"{waiting or 'POD'} -n {script.namespace}"))
     return 0 if good else 1
 
 
-def _play(folder: Path, result: Result) -> bool:
-    """Play a scenario on the fleet; whether every step came out as expected."""
+def _load(folder: Path) -> Scenario:
+    from gpufleet.local.scenario import load
+
+    return load(folder)
+
+
+def _play(folder: Path, scenario: Scenario, result: Result) -> tuple[bool, str]:
+    """Play a scenario on the fleet; whether every step came out as expected, and a pod that waits now."""
     import asyncio
 
     from gpufleet.kube.client import Client
     from gpufleet.kube.config import load_config
-    from gpufleet.local.scenario import play
+    from gpufleet.local.scenario import first_waiting, play
 
-    async def run() -> bool:
+    async def run() -> tuple[bool, str]:
         config = load_config(str(result.layout.kubeconfig))
         async with Client(config, user_agent="gpufleet-scenario") as client:
-            return await play(client, folder, click.echo)
+            good = await play(client, folder, scenario, click.echo)
+            return good, await first_waiting(client, scenario)
 
     return asyncio.run(run())
 
@@ -136,17 +152,25 @@ def _summary(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _next_commands(result: Result) -> str:
-    name = result.layout.name
-    flag = "" if name == "default" else f" --name {name}"
-    return "\n".join(
-        [
-            "",
-            f"export KUBECONFIG={result.layout.kubeconfig}",
-            "",
-            f"gpufleet status{flag}        what runs",
-            f"gpufleet top gpus{flag}      who uses which GPU",
-            f"gpufleet why POD{flag}       why a pod waits",
-            f"gpufleet down{flag}          stop; the state stays",
-        ]
-    )
+def _next_commands(result: Result, pod: str) -> str:
+    name, program = result.layout.name, _program()
+    flag = "" if name == DEFAULT_FLEET else f" --name {name}"
+    told = [
+        (f"{program} status{flag}", "what runs"),
+        (f"{program} top gpus{flag}", "who uses which GPU"),
+        (f"{program} why {pod}{flag}", "why a pod waits"),
+        (f"{program} down{flag}", "stop; the state stays"),
+    ]
+    width = max(len(line) for line, _ in told) + 4
+    lines = [f"{line:<{width}}{what}" for line, what in told]
+    return "\n".join(["", f"export KUBECONFIG={result.layout.kubeconfig}", "", *lines])
+
+
+def _program() -> str:
+    """What to type for this very gpufleet: its name if the shell finds it, else the path of its script."""
+    name, script = click.get_current_context().find_root().info_name or "gpufleet", Path(sys.argv[0])
+    found = shutil.which("gpufleet")
+    if script.name != "gpufleet" or not script.exists() or (found and script.samefile(found)):
+        return name
+    path, here = script.absolute(), Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

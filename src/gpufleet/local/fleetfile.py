@@ -81,7 +81,7 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
     @property
     def product(self) -> Product | None:
         """The GPU product, None for nodes without GPUs."""
-        return find_product(self.gpu) if self.gpu else None
+        return None if self.gpu is None else find_product(self.gpu)
 
     @property
     def gpus(self) -> int:
@@ -153,7 +153,7 @@ class Fleet(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
 def parse_fleet(text: str, source: str) -> Fleet:
     """The fleet described by YAML `text`; raises GpufleetError with `source`, line and column."""
     document = YamlDocument(text, source)
-    fleet = document.decode(Fleet, REASON)
+    fleet = document.decode(Fleet, REASON, "docs/reference/fleet-file.md explains every field")
     _check(fleet, document)
     return fleet
 

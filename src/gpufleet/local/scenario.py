@@ -22,6 +22,7 @@ from gpufleet.kube.manifests import apply_manifests, read_manifests
 from gpufleet.kube.times import parse_time
 from gpufleet.kube.values import pod_value
 from gpufleet.kube.writes import DECISION_CONDITION
+from gpufleet.local.fleetfile import Fleet, load_fleet
 from gpufleet.local.yamlfile import YamlDocument
 
 FIELD_MANAGER = "gpufleet-scenario"
@@ -60,11 +61,18 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A script. All pods are looked for in `namespace`."""
+    """A script. All pods are looked for in `namespace`; `fleet` is the preset whose machines it needs, if
+    any.
+    """
 
     title: str
     namespace: str
     steps: tuple[Step, ...]
+    fleet: str | None = None
+
+    def fits(self, fleet: Fleet) -> bool:
+        """Whether it can come out as expected on a fleet."""
+        return self.fleet is None or load_fleet(self.fleet)[0].groups == fleet.groups
 
 
 class Eviction(msgspec.Struct, frozen=True):
@@ -76,7 +84,7 @@ class Eviction(msgspec.Struct, frozen=True):
 
 
 def load(folder: Path) -> Scenario:
-    """Read `scenario.yaml` of a folder; a GpufleetError names the line of a mistake."""
+    """Read `scenario.yaml` of a folder and what it names; a GpufleetError tells the place of a mistake."""
     path = folder / "scenario.yaml"
     try:
         text = path.read_text()
@@ -86,18 +94,23 @@ def load(folder: Path) -> Scenario:
             message=f"cannot read {path}: {error.strerror}",
             hint="name a folder that holds a scenario.yaml, for example examples/primer",
         ) from error
-    scenario = YamlDocument(text, str(path)).decode(Scenario, "InvalidScenario")
+    hint = "examples/primer/scenario.yaml shows every field"
+    scenario = YamlDocument(text, str(path)).decode(Scenario, "InvalidScenario", hint)
     for name in (name for step in scenario.steps for name in step.apply):
         if not (folder / name).is_file():
             raise GpufleetError(
-                reason="InvalidScenario", message=f"{path} applies {name}, which is not there"
+                reason="InvalidScenario",
+                message=f"{path} applies {name}, which is not there",
+                hint=f"correct the name, or put the file into {folder}",
             )
+        read_manifests(folder / name)
+    if scenario.fleet is not None:
+        load_fleet(scenario.fleet)
     return scenario
 
 
-async def play(client: Client, folder: Path, say: Callable[[str], None]) -> bool:
+async def play(client: Client, folder: Path, scenario: Scenario, say: Callable[[str], None]) -> bool:
     """Play the scenario of a folder and say what happened; False when a step did not come out as expected."""
-    scenario = load(folder)
     say(f"{scenario.title}: {len(scenario.steps)} steps")
     good = True
     for number, step in enumerate(scenario.steps, 1):
@@ -113,6 +126,13 @@ async def play(client: Client, folder: Path, say: Callable[[str], None]) -> bool
     return good
 
 
+async def first_waiting(client: Client, scenario: Scenario) -> str:
+    """The name of a pod of the scenario that waits for a node, or nothing."""
+    pods = (await client.list(kinds.PODS, scenario.namespace, type=objects.Pod)).items
+    waiting = (pod.metadata.name for pod in pods if pod.status.phase == "Pending" and not pod.spec.node_name)
+    return min(waiting, default="")
+
+
 async def _act(client: Client, scenario: Scenario, step: Step, folder: Path) -> None:
     for name in step.apply:
         manifests = read_manifests(folder / name)
@@ -121,7 +141,11 @@ async def _act(client: Client, scenario: Scenario, step: Step, folder: Path) -> 
         )
         if unserved:
             what = ", ".join(f"{m['apiVersion']} {m['kind']}" for m in unserved)
-            raise GpufleetError(reason="KindNotServed", message=f"{name}: the cluster does not serve {what}")
+            raise GpufleetError(
+                reason="KindNotServed",
+                message=f"{name}: the cluster does not serve {what}",
+                hint=f"install the custom resource definitions, or take it out of {folder / name}",
+            )
     if step.scale is not None:
         patch = {"spec": {"replicas": step.scale.replicas}}
         await client.patch(

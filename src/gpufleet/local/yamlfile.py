@@ -39,10 +39,13 @@ class YamlDocument:
         except yaml.YAMLError as error:
             raise self._error("InvalidYaml", str(error).replace("\n", " "), None) from None
 
-    def decode(self, type_: type[T], reason: str) -> T:
-        """The document as `type_`; raises GpufleetError (`reason`) with the line of the offending field."""
+    def decode(self, type_: type[T], reason: str, hint: str) -> T:
+        """The document as `type_`; raises GpufleetError (`reason`) with the line of the offending field.
+
+        `hint` says where the fields are explained.
+        """
         if self._data is None:
-            raise self._error(reason, "the file is empty", None)
+            raise self._error(reason, "the file is empty", None, hint)
         try:
             return msgspec.convert(self._data, type_)
         except msgspec.ValidationError as error:
@@ -50,11 +53,11 @@ class YamlDocument:
             what, path = (match["what"], match["path"] or "$") if match else (str(error), "$")
             unknown = _UNKNOWN.match(what)
             if unknown is None:
-                raise self.error(path, reason, _lowered(what), hint="") from None
+                raise self.error(path, reason, _lowered(what), hint) from None
             field = unknown["field"]
             near = difflib.get_close_matches(field, _field_names(type_), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "remove it"
-            raise self.error(f"{path}.{field}", reason, f"unknown field {field!r}", hint) from None
+            remedy = f"did you mean {near[0]!r}?" if near else f"remove it; {hint}"
+            raise self.error(f"{path}.{field}", reason, f"unknown field {field!r}", remedy) from None
 
     def error(self, path: str, reason: str, what: str, hint: str) -> GpufleetError:
         """An error about the field at `path` (`$.groups[0].count`), with its line and column."""

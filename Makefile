@@ -1,5 +1,6 @@
 # gpufleet: `make up` starts a GPU fleet on this machine, `make help` lists the rest. Nothing here needs root.
-# Variables: NAME (of the fleet), FLEET (preset or file), PYTHON (3.11 or newer), TESTS (what `make test` runs).
+# Variables: NAME (of the fleet; without it `default`, whatever $KUBECONFIG names), FLEET (preset or file), PYTHON (3.11
+# or newer), TESTS (what `make test` runs).
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -8,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 GPUFLEET := $(BIN)/gpufleet
 TESTS ?= tests
-name := $(if $(NAME),--name '$(NAME)')
+name := --name '$(or $(NAME),default)'
 environment = @python=$$(PYTHON='$(PYTHON)' sh tools/find-python) && "$$python" tools/environment.py
 
 .PHONY: help up down clean distclean check test test-full bench gen lock format run-environment dev-environment
@@ -22,7 +23,7 @@ run-environment:
 dev-environment:
 	$(environment) dev
 
-up: run-environment  ## start a fleet and run the first scenario on it (FLEET=large NAME=two)
+up: run-environment  ## start a fleet; on the preset small also a first scenario (FLEET=large NAME=two)
 	@$(GPUFLEET) up --scenario examples/primer $(if $(FLEET),--fleet '$(FLEET)') $(name)
 
 down:  ## stop the fleet; its state stays (NAME=two)

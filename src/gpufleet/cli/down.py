@@ -6,6 +6,8 @@ import click
 
 from gpufleet.cli.cluster import chosen_fleet
 from gpufleet.cli.options import everywhere, fleet_name
+from gpufleet.fleet.errors import GpufleetError
+from gpufleet.local.layout import DEFAULT_FLEET
 
 
 @click.command(short_help="Stop a local fleet; its state stays")
@@ -15,11 +17,18 @@ from gpufleet.cli.options import everywhere, fleet_name
 def command(name: str | None, purge: bool) -> None:
     """Stop a local fleet. Its state stays, and the next `up` continues with it.
 
-    Works also when the fleet's supervisor was killed. A second `down` has nothing to do and succeeds.
+    Works also when the fleet's supervisor was killed. A second `down` has nothing to do and succeeds. A fleet
+    other than `default` is forgotten only by its name.
     """
     from gpufleet.local.down import down
 
     layout = chosen_fleet(name)
+    if purge and not name and layout.name != DEFAULT_FLEET:
+        raise GpufleetError(
+            reason="FleetNotNamed",
+            message=f"--purge would forget fleet {layout.name}, because $KUBECONFIG names its kubeconfig",
+            hint=f"gpufleet down --purge --name {layout.name} (or --name {DEFAULT_FLEET})",
+        )
     did = down(layout, click.echo, purge=purge)
     if purge and did:
         click.echo(f"fleet {layout.name} is stopped and forgotten")

@@ -32,6 +32,7 @@ CODES = {
     "FleetBusy": TIMEOUT,
     "BadBridge": USAGE,
     "BadFleetName": USAGE,
+    "FleetNotNamed": USAGE,
     "UnknownComponent": USAGE,
     "Usage": USAGE,
 }
@@ -67,7 +68,11 @@ def report(error: BaseException, program: str, *, debug: bool, stream: TextIO | 
     """Say on stderr what went wrong and what to do; the exit code."""
     out = stream or sys.stderr
     code = exit_code(error)
-    if debug and code not in (INTERRUPTED, BROKEN_PIPE, TERMINATED) and not isinstance(error, click.exceptions.Exit):
+    if (
+        debug
+        and code not in (INTERRUPTED, BROKEN_PIPE, TERMINATED)
+        and not isinstance(error, click.exceptions.Exit)
+    ):
         out.write("".join(traceback.format_exception(error)))
     match error:
         case click.exceptions.Exit() | BrokenPipeError():

@@ -22,8 +22,9 @@ __all__ = [
 
 
 def fleet_name(function: F) -> F:
-    """--name: a fleet of this machine."""
-    return click.option("--name", metavar="FLEET", help="The local fleet (default: default).")(function)
+    """--name: a fleet of this machine (`cluster.chosen_fleet` is the rule)."""
+    which = "The local fleet (default: the one whose kubeconfig $KUBECONFIG names, else the fleet `default`)."
+    return click.option("--name", metavar="FLEET", help=which)(function)
 
 
 def cluster_options(function: F) -> F:

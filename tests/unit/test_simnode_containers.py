@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -100,6 +101,20 @@ def test_what_a_killed_process_of_ours_left_is_found_and_its_probes_are_ended(st
         return found
 
     assert asyncio.run(left())
+
+
+def test_the_end_of_a_container_is_seen_also_without_a_descriptor_for_it(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def run() -> int:
+        folder = ContainerFolder(state / "c")
+        return await (await ProcessContainer.start(state, MARK, folder, ["false"], BASE, "")).ended()
+
+    monkeypatch.setattr(os, "pidfd_open", exhausted, raising=False)
+    assert asyncio.run(run()) == 1
 
 
 class Hears:

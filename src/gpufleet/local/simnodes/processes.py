@@ -220,6 +220,9 @@ async def _readable_end(pid: int) -> None:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return
+    except OSError:  # Too many open files.
+        await _polled_end(pid)
+        return
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(descriptor, ended.set)
     try:

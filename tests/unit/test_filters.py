@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +52,11 @@ def test_the_tables_use_documented_codes_and_unique_names() -> None:
 
 
 # nodes that take no pods at all
+
+
+def test_a_node_with_a_pod_that_cannot_be_read_takes_nobody() -> None:
+    dark = msgspec.structs.replace(node(gpus=8), unread_pods=("ns/p", "ns/q"))
+    assert block_on(dark, pod(gpus=1)) == Block("NodeUnaccounted", "ns/p, ns/q")
 
 
 def test_a_node_that_is_not_ready_is_out_before_anyone_tainted_it() -> None:

@@ -13,6 +13,7 @@ from gpufleet.kube.decoding import Listing
 from gpufleet.kube.errors import ApiError, StatusCause, StatusDetails, Unreachable
 from gpufleet.kube.informers import Change, Informer
 from gpufleet.kube.kinds import PODS, Kind
+from gpufleet.kube.metrics import INFORMER_HANDLER_FAILURES
 from gpufleet.kube.objects import ObjectMeta, Pod
 from gpufleet.kube.ratelimit import Backoff
 from gpufleet.kube.watch import WatchEvent
@@ -24,6 +25,10 @@ def pod(name: str, version: int, uid: str = "u") -> Pod:
 
 def event(verb: str, name: str, version: int) -> WatchEvent[Pod]:
     return WatchEvent(verb, pod(name, version), str(version))
+
+
+def unreadable(verb: str, name: str, version: int, node: str = "n") -> WatchEvent[Pod]:
+    return WatchEvent(verb, None, str(version), pod(name, version).metadata, "of another form", node)
 
 
 def bookmark(version: int) -> WatchEvent[Pod]:
@@ -44,11 +49,12 @@ class Script(Client):
 
     async def list(self, kind: Kind, namespace: str | None = None, **options: Any) -> Any:
         self.asked.append(f"list {options['resource_version']}".strip())
-        verb, version, *pods = await self._next()
+        verb, version, *entries = await self._next()
         assert verb == "list"
         if isinstance(version, Exception):
             raise version
-        return Listing(pods, str(version))
+        skipped = {key: node for entry in entries if isinstance(entry, dict) for key, node in entry.items()}
+        return Listing([entry for entry in entries if isinstance(entry, Pod)], str(version), skipped)
 
     async def watch(
         self, kind: Kind, namespace: str | None = None, **options: Any
@@ -92,7 +98,7 @@ def play(*steps: tuple[Any, ...]) -> tuple[Script, Informer[Pod], list[str]]:
     async def run() -> tuple[Script, Informer[Pod]]:
         script = Script(*steps)
         informer = Informer(script, PODS, Pod)
-        informer.subscribe(note)
+        informer.subscribe(note, lambda key, node: told.append(f"unread {key} on {node}"))
         task = asyncio.create_task(informer.run())
         await asyncio.wait_for(script.finished.wait(), 10)
         task.cancel()
@@ -191,5 +197,37 @@ def test_a_handler_that_fails_does_not_keep_others_from_hearing() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
+    before = INFORMER_HANDLER_FAILURES.labels("pods")._value.get()
     asyncio.run(run())
     assert heard == ["ns/a"]
+    assert INFORMER_HANDLER_FAILURES.labels("pods")._value.get() == before + 1
+
+
+def test_an_object_that_does_not_decode_is_told_until_it_does_or_is_gone() -> None:
+    _, informer, told = play(
+        ("list", 5, pod("a", 3), {"ns/b": "n", "ns/c": "n"}),
+        (
+            "watch",
+            event("MODIFIED", "b", 6),
+            unreadable("DELETED", "c", 7),
+            unreadable("MODIFIED", "a", 8),
+            unreadable("ADDED", "d", 9, node=""),
+            GONE,
+        ),
+        ("list", 10),
+    )
+    assert told == [
+        "add ns/a",
+        "unread ns/b on n",
+        "unread ns/c on n",
+        "add ns/b",
+        "unread ns/c on None",
+        "unread ns/a on n",
+        "unread ns/d on ",
+        "delete ns/a",
+        "delete ns/b",
+        "unread ns/d on None",
+    ]
+    late: list[str] = []
+    informer.subscribe(lambda change: late.append(change.key), lambda key, node: late.append(key))
+    assert late == []

@@ -81,13 +81,14 @@ def test_an_error_event_raises_what_the_status_says() -> None:
 
 def test_an_object_of_another_form_is_reported_with_its_name() -> None:
     metadata = b'{"name":"p","namespace":"n","resourceVersion":"8"}'
-    line = b'{"type":"MODIFIED","object":{"metadata":' + metadata + b',"spec":[]}}'
+    line = b'{"type":"MODIFIED","object":{"metadata":' + metadata + b',"spec":{"nodeName":"n","volumes":1}}}'
     event = decode_event(line, Pod)
     assert event.object is None
     assert event.metadata is not None
     assert event.metadata.key == "n/p"
     assert event.resource_version == "8"
     assert "$.object.spec" in event.problem
+    assert event.node == "n"
 
 
 def test_what_is_no_event_is_an_error() -> None:

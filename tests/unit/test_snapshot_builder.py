@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -401,6 +402,51 @@ def test_members_of_a_gang_that_succeeded_are_counted_while_they_are_there() -> 
     assert watched.builder.snapshot().gang_successes == {"default/g": 1}
     watched.pod(None, "p0")
     assert watched.builder.snapshot().gang_successes == {}
+
+
+def unread_pods(watched: Watched, node: str = "a") -> tuple[str, ...]:
+    return watched.builder.snapshot().nodes[node].unread_pods
+
+
+def test_a_node_is_unaccounted_for_while_a_pod_on_it_cannot_be_read() -> None:
+    watched = Watched()
+    watched.builder.pod_unread("default/p1", "a")
+    watched.node(machine())
+    watched.builder.pod_unread("default/p0", "a")
+    assert unread_pods(watched) == ("default/p0", "default/p1")
+    watched.pod(manifest("p1", node="a"), "p1")
+    watched.builder.pod_unread("default/p0", None)
+    assert unread_pods(watched) == ()
+    assert set(watched.builder.snapshot().pods_by_node["a"]) == {"default/p1"}
+
+
+def test_a_pod_that_becomes_unreadable_where_nobody_knows_is_where_it_was_last() -> None:
+    watched = Watched()
+    watched.node(machine())
+    watched.pod(manifest())
+    watched.builder.assume(watched.found(), node="a")
+    watched.builder.pod_unread("default/p0", "")
+    watched.builder.pod_unread("default/p0", "")
+    assert unread_pods(watched) == ("default/p0",)
+    assert watched.builder.snapshot().pods_by_node == {}
+    watched.pod(None)
+    assert unread_pods(watched) == ()
+
+
+def test_a_pod_that_cannot_be_translated_leaves_its_node_unaccounted_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(pod: objects.Pod) -> Pod:
+        raise ValueError(pod.metadata.name)
+
+    watched = Watched()
+    watched.node(machine())
+    with monkeypatch.context() as broken:
+        broken.setattr("gpufleet.kube.snapshot.pod_value", fail)
+        watched.pod(manifest(node="a"))
+    assert unread_pods(watched) == ("default/p0",)
+    watched.pod(manifest(node="a"))
+    assert unread_pods(watched) == ()
 
 
 def test_heartbeats_of_nodes_are_announced_to_nobody() -> None:

@@ -12,8 +12,9 @@ from gpufleet.fleet.selectors import Taint
 class Node(msgspec.Struct, frozen=True):
     """One node. `allocatable` is what pods may use (millicores, bytes, counts).
 
-    Where a `GPUNode` exists, its healthy devices have already replaced the kubelet's count of GPU resources,
-    because the kubelet reports a sick or a returned GPU up to ten seconds late.
+    `unread_pods` names pods there that could not be read: what they hold is unknown, so nobody else is placed
+    there. Where a `GPUNode` exists, its healthy devices have already replaced the kubelet's count of GPU
+    resources, because the kubelet reports a sick or a returned GPU up to ten seconds late.
     """
 
     name: str
@@ -22,3 +23,4 @@ class Node(msgspec.Struct, frozen=True):
     taints: tuple[Taint, ...] = ()
     unschedulable: bool = False
     ready: bool = True
+    unread_pods: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ CODES: dict[str, str] = {
     # where a pod does not fit on a node
     "NodeNotReady": "The node's Ready condition is not True, or its agent stopped renewing its Lease.",
     "NodeUnschedulable": "The node is cordoned (spec.unschedulable).",
+    "NodeUnaccounted": "A pod on the node cannot be read, so what is free there is unknown.",
     "UntoleratedTaint": "The node has a taint that the pod does not tolerate.",
     "NodeSelectorMismatch": "The pod's nodeSelector does not match the node's labels.",
     "NodeAffinityMismatch": "The pod's required node affinity does not match the node.",
@@ -62,7 +63,7 @@ CODES: dict[str, str] = {
     "WaitingForVictims": "Victims were evicted for this pod and have not ended yet.",
     "PreemptionNever": "The pod's preemptionPolicy is Never.",
     "NoVictims": "No set of lower-priority pods would make room.",
-    "BindFailed": "The API server refused the binding; it is tried again after a pause.",
+    "BindFailed": "The API server refused what was decided for the pod; it is tried again after a pause.",
     # why a placement or an eviction was chosen
     "BestFit": "The node leaves the fewest GPUs stranded (best-fit packing).",
     "SpreadReplicas": "Replicas of one owner are kept on different nodes.",
@@ -71,7 +72,8 @@ CODES: dict[str, str] = {
     "RoomMade": "Others were evicted from the node, or ended there, for this pod.",
     "GangPlaced": "All pods that the gang needs were placed together.",
     "Preempted": "The pod was evicted so that a pod of higher priority can run.",
-    "HeldForNominated": "The free capacity is held for a pod for which victims were evicted.",
+    "HeldForNominated": "The free capacity is held for a pod that comes first: victims were evicted for it, or "
+    "its binding is tried again.",
     "Bound": "The pod is bound and its containers run or start.",
     "Finished": "The pod has ended.",
     "Schedulable": "The pod fits now; the next decision binds it.",

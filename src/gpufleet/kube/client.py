@@ -142,7 +142,7 @@ class Client:
         fixed = {"labelSelector": labels, "fieldSelector": fields}
         start = {**fixed, "limit": str(limit) if limit else "", "resourceVersion": resource_version}
         items: list[T] = []
-        skipped: list[str] = []
+        skipped: dict[str, str] = {}
         params = start
         while True:
             try:
@@ -150,12 +150,12 @@ class Client:
             except ApiError as error:
                 if not (error.gone and params is not start):
                     raise
-                items, skipped, params = [], [], {**fixed, "limit": ""}
+                items, skipped, params = [], {}, {**fixed, "limit": ""}
                 start = params
                 continue
             page, token = decode_page(body, type, kind)
             items += page.items
-            skipped += page.skipped
+            skipped |= page.skipped
             if not token:
                 return Listing(items, page.resource_version, skipped)
             params = {**fixed, "limit": str(limit), "continue": token}

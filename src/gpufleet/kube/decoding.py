@@ -43,18 +43,27 @@ class _Page(msgspec.Struct, Generic[T], frozen=True):
     metadata: ListMeta = ListMeta()
 
 
+class _BoundSpec(msgspec.Struct, frozen=True, rename="camel"):
+    node_name: str | None = None
+
+
+class _Bound(msgspec.Struct, frozen=True):
+    spec: _BoundSpec
+
+
 class Listing(Generic[T]):
     """The objects of a list, and the version of the collection that they are the state of.
 
-    `skipped` names objects (`namespace/name`) that could not be decoded as the wanted type.
+    `skipped` has the objects (`namespace/name`) that could not be decoded as the wanted type, each with the
+    node that it is bound to: empty for what is no pod or is bound to none.
     """
 
     __slots__ = ("items", "resource_version", "skipped")
 
-    def __init__(self, items: list[T], resource_version: str, skipped: list[str] | None = None) -> None:
+    def __init__(self, items: list[T], resource_version: str, skipped: dict[str, str] | None = None) -> None:
         self.items = items
         self.resource_version = resource_version
-        self.skipped = skipped or []
+        self.skipped = skipped or {}
 
 
 class Identity(typing.NamedTuple):
@@ -113,12 +122,12 @@ def _decode_one_by_one(body: bytes, wanted: type[T], kind: Kind) -> tuple[Listin
             reason="UnexpectedObject", message=f"the list of {kind.plural} is broken: {error}"
         ) from None
     items: list[T] = []
-    skipped: list[str] = []
+    skipped: dict[str, str] = {}
     for raw in page.items or ():
         try:
             items.append(decoder(wanted).decode(raw))
         except msgspec.ValidationError as error:
-            skipped.append(report_undecodable(kind, raw, error))
+            skipped[report_undecodable(kind, raw, error)] = node_named_in(raw)
     return Listing(items, page.metadata.resource_version, skipped), page.metadata.continue_
 
 
@@ -134,6 +143,14 @@ def report_undecodable(kind: Kind, raw: bytes | msgspec.Raw, error: Exception) -
         extra={"kind": kind.resource, "object": key, "problem": str(error)},
     )
     return key
+
+
+def node_named_in(raw: bytes | msgspec.Raw) -> str:
+    """`spec.nodeName` of an object whatever else is in it; empty where there is none."""
+    try:
+        return decoder(_Bound).decode(raw).spec.node_name or ""
+    except msgspec.DecodeError:
+        return ""
 
 
 @contextlib.contextmanager

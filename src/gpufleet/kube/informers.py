@@ -21,7 +21,12 @@ from gpufleet.kube.client import Client
 from gpufleet.kube.decoding import identity
 from gpufleet.kube.errors import ApiError
 from gpufleet.kube.kinds import Kind
-from gpufleet.kube.metrics import INFORMER_EVENTS, INFORMER_RELISTS, INFORMER_SKIPPED
+from gpufleet.kube.metrics import (
+    INFORMER_EVENTS,
+    INFORMER_HANDLER_FAILURES,
+    INFORMER_RELISTS,
+    INFORMER_SKIPPED,
+)
 from gpufleet.kube.ratelimit import Backoff
 from gpufleet.kube.store import Change, Store
 from gpufleet.kube.watch import BOOKMARK, DELETED, WatchEvent
@@ -29,6 +34,11 @@ from gpufleet.kube.watch import BOOKMARK, DELETED, WatchEvent
 __all__ = ["Change", "Informer"]
 
 T = TypeVar("T")
+
+Unread = Callable[[str, str | None], None]
+"""Takes the key of an object that exists but does not decode, and the node it is bound to (empty: none); the
+node is None once the object is gone.
+"""
 
 log = logging.getLogger("gpufleet.kube.informers")
 
@@ -68,19 +78,26 @@ class Informer(Generic[T]):
         self._watch_seconds = watch_seconds
         self._store: Store[T] = Store(indexes)
         self._handlers: list[Callable[[Change[T]], None]] = []
+        self._unread_handlers: list[Unread] = []
+        self._unread: dict[str, str] = {}
         self._synced = asyncio.Event()
         self._backoff = Backoff(*BACKOFF_SECONDS, jitter="half")
         self._failing = False
         self._events = INFORMER_EVENTS.labels(kind.plural)
 
-    def subscribe(self, handler: Callable[[Change[T]], None]) -> None:
+    def subscribe(self, handler: Callable[[Change[T]], None], unread: Unread | None = None) -> None:
         """Call `handler` for every change from now on, in order; what is known already comes first, as adds.
 
-        An exception in a handler is logged and does not reach the other handlers.
+        `unread` is told of objects that do not decode, until they do, which comes as a change, or are gone.
+        An exception in a handler is logged and counted and does not reach the other handlers.
         """
         for key, obj in self._store.objects.items():
             self._call(handler, Change(key, None, obj))
         self._handlers.append(handler)
+        if unread is not None:
+            for key, node in self._unread.items():
+                unread(key, node)
+            self._unread_handlers.append(unread)
 
     def get(self, key: str) -> T | None:
         """The object of a key (`namespace/name`, or `name` for cluster scope)."""
@@ -125,6 +142,10 @@ class Informer(Generic[T]):
         if listing.skipped:
             INFORMER_SKIPPED.labels(self.kind.plural).inc(len(listing.skipped))
         self._deliver(self._store.replacement(listing.items, keep=listing.skipped))
+        for key in self._unread.keys() - listing.skipped.keys():
+            self._tell_unread(key, None)
+        for key, node in listing.skipped.items():
+            self._tell_unread(key, node)
         self.resource_version = listing.resource_version
         self._synced.set()
 
@@ -156,7 +177,7 @@ class Informer(Generic[T]):
             self._handle_undecodable(event)
         elif event.object is not None:
             if event.type == DELETED:
-                self._deliver(self._store.removal(identity(event.object).key))
+                self._remove(identity(event.object).key)
             else:
                 self._deliver(self._store.difference(event.object))
         self.resource_version = event.resource_version
@@ -164,14 +185,28 @@ class Informer(Generic[T]):
     def _handle_undecodable(self, event: WatchEvent[T]) -> None:
         key = event.metadata.key if event.metadata else ""
         if event.type == DELETED:
-            self._deliver(self._store.removal(key))
+            self._remove(key)
             return
+        self._tell_unread(key, event.node)
         INFORMER_SKIPPED.labels(self.kind.plural).inc()
         log.error(
             "left out an object that does not decode: %s",
             event.problem,
             extra={"kind": self.kind.resource, "object": key, "problem": event.problem},
         )
+
+    def _remove(self, key: str) -> None:
+        self._deliver(self._store.removal(key))
+        if key in self._unread:
+            self._tell_unread(key, None)
+
+    def _tell_unread(self, key: str, node: str | None) -> None:
+        if node is None:
+            del self._unread[key]
+        else:
+            self._unread[key] = node
+        for handler in self._unread_handlers:
+            handler(key, node)
 
     def _check_history(self, version: str) -> None:
         if (
@@ -188,6 +223,7 @@ class Informer(Generic[T]):
     def _deliver(self, changes: Iterable[Change[T]]) -> None:
         for change in changes:
             self._store.apply(change)
+            self._unread.pop(change.key, None)
             self._events.inc()
             for handler in self._handlers:
                 self._call(handler, change)
@@ -196,6 +232,7 @@ class Informer(Generic[T]):
         try:
             handler(change)
         except Exception:
+            INFORMER_HANDLER_FAILURES.labels(self.kind.plural).inc()
             log.exception("a handler failed", extra={"kind": self.kind.resource, "object": change.key})
 
     def _recovered(self) -> None:

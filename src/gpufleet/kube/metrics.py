@@ -36,6 +36,11 @@ INFORMER_SKIPPED = Counter(
     "Objects that an informer left out because they could not be decoded, by resource.",
     ["kind"],
 )
+INFORMER_HANDLER_FAILURES = Counter(
+    "gpufleet_informer_handler_failures_total",
+    "Changes that a handler of an informer could not take, by resource: what it keeps may be out of date.",
+    ["kind"],
+)
 EVENTS_DROPPED = Counter(
     "gpufleet_events_dropped_total",
     "Kubernetes Events that were not written: the queue was full or writes failed.",

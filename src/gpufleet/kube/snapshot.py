@@ -11,6 +11,7 @@ that asks once.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -24,9 +25,12 @@ from gpufleet.kube import kinds, objects
 from gpufleet.kube import storage_values as storage
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.gpunode import GPUNode
-from gpufleet.kube.informers import Change
+from gpufleet.kube.informers import Change, Unread
 from gpufleet.kube.kinds import Kind
+from gpufleet.kube.metrics import INFORMER_HANDLER_FAILURES
 from gpufleet.kube.values import budget_value, node_value, pod_value
+
+log = logging.getLogger("gpufleet.kube.snapshot")
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -42,11 +46,14 @@ class Assumption(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One kind that a snapshot is made of: how it is decoded and who takes its changes."""
+    """One kind that a snapshot is made of: how it is decoded and who takes its changes, and who is told of
+    objects that do not decode.
+    """
 
     kind: Kind
     type: type[Any]
     handler: Callable[[Change[Any]], None]
+    unread: Unread | None = None
 
 
 class SnapshotBuilder:
@@ -59,6 +66,7 @@ class SnapshotBuilder:
         self._effective: dict[str, Pod] = {}
         self._by_node: dict[str, Mapping[str, Pod]] = {}
         self._unbound: dict[str, Pod] = {}
+        self._unread: dict[str, str] = {}
         self._successes: dict[str, int] = {}
         self._raw_nodes: dict[str, objects.Node] = {}
         self._gpu_nodes: dict[str, GPUNode] = {}
@@ -78,7 +86,7 @@ class SnapshotBuilder:
         return (
             Source(kinds.NODES, objects.Node, self.node_changed),
             Source(kinds.GPU_NODES, GPUNode, self.gpu_node_changed),
-            Source(kinds.PODS, objects.Pod, self.pod_changed),
+            Source(kinds.PODS, objects.Pod, self.pod_changed, self.pod_unread),
             Source(kinds.NAMESPACES, objects.Namespace, self.namespace_changed),
             self._table(
                 kinds.PERSISTENT_VOLUME_CLAIMS,
@@ -135,12 +143,28 @@ class SnapshotBuilder:
     def pod_changed(self, change: Change[objects.Pod]) -> None:
         """A pod came, changed or went."""
         if change.new is None:
-            self._pods.pop(change.key, None)
-            self._assumed.pop(change.key, None)
+            self._leave_out(change.key)
         else:
-            self._pods[change.key] = pod_value(change.new)
+            try:
+                self._pods[change.key] = pod_value(change.new)
+            except Exception:
+                # Whatever it is about this pod, its GPUs must not count as free.
+                INFORMER_HANDLER_FAILURES.labels(kinds.PODS.plural).inc()
+                log.exception("left out a pod that cannot be read", extra={"object": change.key})
+                self.pod_unread(change.key, change.new.spec.node_name)
+                return
             self._confirm(change.key)
-        self._refresh(change.key)
+            self._refresh(change.key)
+        self._account(change.key, "")
+
+    def pod_unread(self, key: str, node: str | None) -> None:
+        """A pod exists that cannot be read, on `node` or wherever it was last: nobody else is placed there.
+        None once it is gone.
+        """
+        known = self._effective.get(key)
+        last = known.node if known is not None else self._unread.get(key, "")
+        self._leave_out(key)
+        self._account(key, node or last if node is not None else "")
 
     def assume(self, pod: Pod, **decided: Any) -> None:
         """Count a decision about `pod` as carried out: `node`, `nominated_node` or `terminating`.
@@ -214,6 +238,20 @@ class SnapshotBuilder:
             self._on_change()
 
         return Source(kind, type_, handler)
+
+    def _leave_out(self, key: str) -> None:
+        self._pods.pop(key, None)
+        self._assumed.pop(key, None)
+        self._refresh(key)
+
+    def _account(self, key: str, unread_on: str) -> None:
+        """Note on which node a pod is that cannot be read; an empty name when it is on none, or can be."""
+        before = self._unread.pop(key, "")
+        if unread_on:
+            self._unread[key] = unread_on
+        if before != unread_on:
+            self._refresh_node(before)
+            self._refresh_node(unread_on)
 
     def _is_current(self, pod: Pod) -> bool:
         known = self._pods.get(pod.key)
@@ -298,6 +336,9 @@ class SnapshotBuilder:
                 return
         else:
             value = node_value(raw, self._gpu_nodes.get(name))
+            if name in self._unread.values():
+                unread = tuple(sorted(key for key, node in self._unread.items() if node == name))
+                value = msgspec.structs.replace(value, unread_pods=unread)
             if self._nodes.get(name) == value:
                 return
             self._nodes[name] = value
@@ -326,6 +367,9 @@ async def load_snapshot(client: Client) -> tuple[Snapshot, SnapshotBuilder]:
             if error.not_found:
                 return
             raise
+        if source.unread is not None:
+            for key, node in listing.skipped.items():
+                source.unread(key, node)
         for item in listing.items:
             source.handler(Change(item.metadata.key, None, item))
 

@@ -13,7 +13,7 @@ from typing import Any, Generic
 
 import msgspec
 
-from gpufleet.kube.decoding import T, decoder, identity
+from gpufleet.kube.decoding import T, decoder, identity, node_named_in
 from gpufleet.kube.errors import Status, status_error
 from gpufleet.kube.objects.meta import ObjectMeta, PartialObject
 
@@ -23,7 +23,8 @@ ADDED, MODIFIED, DELETED, BOOKMARK = "ADDED", "MODIFIED", "DELETED", "BOOKMARK"
 class WatchEvent(msgspec.Struct, Generic[T], frozen=True):
     """One event. `type` is ADDED, MODIFIED, DELETED or BOOKMARK; a bookmark has no object.
 
-    `object` is also None when the object did not decode; `problem` then says why and `metadata` whose it is.
+    `object` is also None when the object did not decode; `problem` then says why, `metadata` whose it is and
+    `node` to which node it is bound.
     """
 
     type: str
@@ -31,6 +32,7 @@ class WatchEvent(msgspec.Struct, Generic[T], frozen=True):
     resource_version: str
     metadata: ObjectMeta | None = None
     problem: str = ""
+    node: str = ""
 
 
 class _Frame(msgspec.Struct, Generic[T], frozen=True, gc=False):
@@ -76,4 +78,6 @@ def _decode_partly(line: bytes, problem: str) -> WatchEvent[T]:
     metadata: ObjectMeta = decoder(PartialObject).decode(frame.object).metadata
     if frame.type == BOOKMARK:
         return WatchEvent(BOOKMARK, None, metadata.resource_version, metadata)
-    return WatchEvent(frame.type, None, metadata.resource_version, metadata, problem)
+    return WatchEvent(
+        frame.type, None, metadata.resource_version, metadata, problem, node_named_in(frame.object)
+    )

@@ -68,9 +68,11 @@ def helpful_changes(
 
 
 def at_its_best(node: Node) -> Node:
-    """The node ready and uncordoned, without the taints that Kubernetes sets for passing conditions."""
+    """The node ready, uncordoned and accounted for, without the taints that Kubernetes sets for passing
+    conditions.
+    """
     lasting = tuple(taint for taint in node.taints if not taint.key.startswith(_PASSING))
-    return msgspec.structs.replace(node, ready=True, unschedulable=False, taints=lasting)
+    return msgspec.structs.replace(node, ready=True, unschedulable=False, unread_pods=(), taints=lasting)
 
 
 class _Asking:

@@ -284,7 +284,7 @@ def _shows(pod: objects.Pod, action: Bind | Evict | Nominate) -> bool:
 
 def _informer(client: Client, source: Any) -> Informer[Any]:
     informer: Informer[Any] = Informer(client, source.kind, source.type)
-    informer.subscribe(source.handler)
+    informer.subscribe(source.handler, source.unread)
     return informer
 
 

@@ -3,8 +3,9 @@
 The order is also the order of explanation: a node counts for the first filter that blocks it. Semantics are
 those of kube-scheduler 1.37; tests/unit/test_kube_scheduler.py asks its plugins about random clusters. What
 differs is decided: a node that is not ready is out, and named as such, before the node controller has tainted
-it; what differs for volumes is told in `volumes` and `attachments`.
-A shortage that waiting cures (InsufficientResource, TooManyPods) is told from one that it does not.
+it; so is a node with a pod that gpufleet cannot read; what differs for volumes is told in `volumes` and
+`attachments`. A shortage that waiting cures (InsufficientResource, TooManyPods) is told from one that it does
+not.
 """
 
 from __future__ import annotations
@@ -54,6 +55,18 @@ def prepare_schedulable(pod: Pod, ledger: Ledger) -> Check | None:
         return None
     block = Block("NodeUnschedulable", "the node is cordoned")
     return lambda account: block if account.node.unschedulable else None
+
+
+def prepare_accounted(pod: Pod, ledger: Ledger) -> Check | None:
+    """Nodes with pods that could not be read: their GPUs look free and are not."""
+    if not any(account.node.unread_pods for account in ledger.accounts.values()):
+        return None
+
+    def check(account: NodeAccount) -> Block | None:
+        unread = account.node.unread_pods
+        return Block("NodeUnaccounted", ", ".join(unread)) if unread else None
+
+    return check
 
 
 def prepare_taints(pod: Pod, ledger: Ledger) -> Check | None:
@@ -112,6 +125,7 @@ def prepare_ports(pod: Pod, ledger: Ledger) -> Check | None:
 FILTERS: tuple[Filter, ...] = (
     Filter("node ready",        prepare_ready,                       local=True),
     Filter("node schedulable",  prepare_schedulable,                 local=True),
+    Filter("node accounted",    prepare_accounted,                   local=True),
     Filter("taints",            prepare_taints,                      local=True),
     Filter("node selector",     nodeaffinity.prepare_node_selector,  local=True),
     Filter("node affinity",     nodeaffinity.prepare_required,       local=True),

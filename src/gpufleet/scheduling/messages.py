@@ -19,6 +19,7 @@ LONGEST = 1000
 _KUBERNETES_WORDS: dict[str, str] = {
     "NodeNotReady": "node(s) were not ready",
     "NodeUnschedulable": "node(s) were unschedulable",
+    "NodeUnaccounted": "node(s) had pods that cannot be read",
     "UntoleratedTaint": "node(s) had untolerated {detail}",
     "NodeSelectorMismatch": "node(s) didn't match Pod's node affinity/selector",
     "NodeAffinityMismatch": "node(s) didn't match Pod's node affinity/selector",
@@ -39,6 +40,7 @@ _KUBERNETES_WORDS: dict[str, str] = {
 _SENTENCES: dict[str, str] = {
     "NodeNotReady": "{nodes} not ready",
     "NodeUnschedulable": "{nodes} cordoned",
+    "NodeUnaccounted": "{nodes} where nobody knows what is free, as a pod cannot be read{colon_detail}",
     "UntoleratedTaint": "{nodes} with {detail}, which the pod does not tolerate",
     "NodeSelectorMismatch": "{nodes} outside the pod's nodeSelector: {detail}",
     "NodeAffinityMismatch": "{nodes} outside the pod's required node affinity{colon_detail}",

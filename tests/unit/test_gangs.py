@@ -10,7 +10,7 @@ from tests.unit.fleets import HOST, ZONE, claim, gang, near, node, pod, storage,
 from tests.unit.random_fleets import binds, evictions, nominations, reports
 
 from gpufleet.fleet.nodes import Node
-from gpufleet.fleet.plans import BindVolume, Plan
+from gpufleet.fleet.plans import BindVolume, Plan, Unschedulable
 from gpufleet.fleet.pods import GangRef, Pod
 from gpufleet.fleet.snapshot import snapshot_of
 from gpufleet.scheduling.cycle import Policy, decide
@@ -37,8 +37,8 @@ def queue(*pods: Pod) -> list[Unit]:
     return units(snapshot_of(pods=pods), Policy().responsible)
 
 
-def succeeded(name: str) -> Pod:
-    return msgspec.structs.replace(member(name, node="n9"), phase="Succeeded")
+def succeeded(name: str, **rest: object) -> Pod:
+    return msgspec.structs.replace(member(name, node="n9", **rest), phase="Succeeded")  # type: ignore[arg-type]
 
 
 # all or nothing
@@ -81,6 +81,21 @@ def test_members_that_have_succeeded_count_and_those_that_failed_or_are_ending_d
     assert reports(plan(machines(1), [done[0], failed, member("w2", 3)]))["w2"] == ("GangIncomplete",)
     ending = member("w1", 3, node="n0", terminating=True)
     assert reports(plan(machines(2), [done[0], ending, member("w2", 3)]))["w2"] == ("GangIncomplete",)
+
+
+def test_members_that_succeeded_in_an_earlier_run_of_the_name_do_not_count() -> None:
+    earlier = [succeeded(f"w{i}", owner="job1", kind="Job") for i in range(4)]
+    waiting = [member(f"v{i}", owner="job2", kind="Job") for i in range(4)]
+    assert binds(plan(machines(1), [*earlier, *waiting])) == {}
+    assert len(binds(plan(machines(4), [*earlier, *waiting]))) == 4
+
+
+def test_members_of_several_owners_that_succeeded_count_while_their_owner_has_one_left() -> None:
+    driver = member("d0", owner="driver", kind="Job")
+    running = member("w0", node="n0", owner="workers", kind="Job")
+    done = [succeeded(f"w{i}", owner="workers", kind="Job") for i in (1, 2)]
+    assert binds(plan(machines(2), [driver, running, *done])) == {"d0": "n1"}
+    assert reports(plan(machines(2), [driver, *done]))["d0"] == ("GangIncomplete",)
 
 
 def test_members_beyond_the_minimum_are_bound_if_they_fit_and_wait_alone_if_not() -> None:
@@ -155,7 +170,9 @@ def test_a_member_with_a_problem_of_its_own_keeps_the_gang_back() -> None:
     found = plan(machines(2), [member("w0", 2), broken])
     assert not binds(found)
     assert reports(found)["w1"] == ("ClaimNotFound",)
-    assert reports(found)["w0"] == ("GangUnplaceable",)
+    assert reports(found)["w0"] == ("GangUnplaceable", "ClaimNotFound")
+    told = [action for action in found.actions if isinstance(action, Unschedulable)]
+    assert not any(action.helped_by_capacity for action in told), "no new node would help"
 
 
 # preemption

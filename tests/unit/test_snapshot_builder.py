@@ -230,7 +230,7 @@ class Follows(RuleBasedStateMachine):
                 by_node.setdefault(p.node, {})[key] = p
         assert snapshot.pods_by_node == by_node
         succeeded = sum(p.phase == "Succeeded" and p.gang is not None for p in there.values())
-        assert snapshot.gang_successes == ({"default/g": succeeded} if succeeded else {})
+        assert snapshot.gang_successes == ({("default/g", ""): succeeded} if succeeded else {})
         assert snapshot.nodes.keys() == self.machines.keys()
 
     @invariant()
@@ -399,7 +399,7 @@ def test_members_of_a_gang_that_succeeded_are_counted_while_they_are_there() -> 
     watched = Watched()
     watched.pod(manifest("p0", gang=True, phase="Succeeded"), "p0")
     watched.pod(manifest("p1", gang=True, phase="Failed"), "p1")
-    assert watched.builder.snapshot().gang_successes == {"default/g": 1}
+    assert watched.builder.snapshot().gang_successes == {("default/g", ""): 1}
     watched.pod(None, "p0")
     assert watched.builder.snapshot().gang_successes == {}
 

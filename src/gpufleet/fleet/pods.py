@@ -146,6 +146,11 @@ class Pod(msgspec.Struct, frozen=True):
         """`namespace/gang`, or an empty string for a pod outside any gang."""
         return f"{self.namespace}/{self.gang.name}" if self.gang else ""
 
+    @property
+    def gang_part(self) -> tuple[str, str]:
+        """The gang and the owner of the pod: a gang may have several, and another one in its next run."""
+        return self.gang_key, self.owner
+
 
 def is_gpu_resource(resource: str) -> bool:
     """Whether a resource stands for GPUs, MIG instances or shares (`nvidia.com/gpu*`, `nvidia.com/mig-*`)."""

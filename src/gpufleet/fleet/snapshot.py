@@ -35,13 +35,13 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     `pods_by_node` has every pod that is bound or assumed to be bound and has not finished, by node (also
     nodes that do not exist any more); `unbound` has every pod that is neither bound nor finished, whoever
-    schedules it.
+    schedules it. `gang_successes` counts the pods that have succeeded by gang and owner (`Pod.gang_part`).
     """
 
     nodes: Mapping[str, Node] = {}
     pods_by_node: Mapping[str, Mapping[str, Pod]] = {}
     unbound: Mapping[str, Pod] = {}
-    gang_successes: Mapping[str, int] = {}
+    gang_successes: Mapping[tuple[str, str], int] = {}
     namespaces: Mapping[str, Mapping[str, str]] = {}
     claims: Mapping[str, Claim] = {}
     volumes: Mapping[str, Volume] = {}
@@ -62,11 +62,11 @@ def snapshot_of(nodes: tuple[Node, ...] = (), pods: tuple[Pod, ...] = (), **rest
     """A snapshot from plain collections; pods are sorted into bound and unbound, finished ones left out."""
     by_node: dict[str, dict[str, Pod]] = {}
     unbound: dict[str, Pod] = {}
-    successes: dict[str, int] = {}
+    successes: dict[tuple[str, str], int] = {}
     for pod in pods:
         if pod.finished:
             if pod.gang and pod.phase == "Succeeded":
-                successes[pod.gang_key] = successes.get(pod.gang_key, 0) + 1
+                successes[pod.gang_part] = successes.get(pod.gang_part, 0) + 1
             continue
         (by_node.setdefault(pod.node, {}) if pod.node else unbound)[pod.key] = pod
     by_name = {node.name: node for node in nodes}

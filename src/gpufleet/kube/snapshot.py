@@ -67,7 +67,7 @@ class SnapshotBuilder:
         self._by_node: dict[str, Mapping[str, Pod]] = {}
         self._unbound: dict[str, Pod] = {}
         self._unread: dict[str, str] = {}
-        self._successes: dict[str, int] = {}
+        self._successes: dict[tuple[str, str], int] = {}
         self._raw_nodes: dict[str, objects.Node] = {}
         self._gpu_nodes: dict[str, GPUNode] = {}
         self._nodes: dict[str, Node] = {}
@@ -308,9 +308,9 @@ class SnapshotBuilder:
     def _take_out(self, pod: Pod) -> None:
         if pod.finished:
             if pod.gang is not None and pod.phase == "Succeeded":
-                self._successes[pod.gang_key] -= 1
-                if not self._successes[pod.gang_key]:
-                    del self._successes[pod.gang_key]
+                self._successes[pod.gang_part] -= 1
+                if not self._successes[pod.gang_part]:
+                    del self._successes[pod.gang_part]
         elif pod.node:
             rest = {key: other for key, other in self._by_node[pod.node].items() if key != pod.key}
             if rest:
@@ -323,7 +323,7 @@ class SnapshotBuilder:
     def _put_in(self, pod: Pod) -> None:
         if pod.finished:
             if pod.gang is not None and pod.phase == "Succeeded":
-                self._successes[pod.gang_key] = self._successes.get(pod.gang_key, 0) + 1
+                self._successes[pod.gang_part] = self._successes.get(pod.gang_part, 0) + 1
         elif pod.node:
             self._by_node[pod.node] = {**self._by_node.get(pod.node, {}), pod.key: pod}
         else:
@@ -345,14 +345,14 @@ class SnapshotBuilder:
         self._on_change()
 
 
-def _shown(pod: Pod | None) -> Pod | str | None:
+def _shown(pod: Pod | None) -> Pod | tuple[str, str] | None:
     """What a decision reads of a pod: not how far it got, and of one that has ended only that a gang needs
     one member less.
     """
     if pod is None or pod.phase == "Failed":
         return None
     if pod.phase == "Succeeded":
-        return pod.gang_key or None
+        return pod.gang_part if pod.gang is not None else None
     return msgspec.structs.replace(pod, phase="")
 
 

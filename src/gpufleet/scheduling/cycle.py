@@ -71,10 +71,10 @@ class _Cycle:
         """Decide about one unit."""
         self.nominations.begin(unit)
         if unit.gang:
-            running = sum(1 for mate in self.trial.mates(unit.gang) if mate.node)
-            if running != unit.running:
+            mates = [mate for mate in self.trial.mates(unit.gang) if mate.node]
+            if len(mates) != unit.running:
                 # This decision has chosen victims from the gang since the queue was made.
-                unit = gang_unit(unit.gang, unit.pods, running, self.trial.snapshot)
+                unit = gang_unit(unit.gang, unit.pods, mates, self.trial.snapshot)
         if unit.problem is not None:
             self._give_up(unit.pods, (unit.problem,))
         else:

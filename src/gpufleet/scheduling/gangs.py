@@ -1,8 +1,10 @@
 """Gangs: pods that are placed together or not at all, and the order in which pods are decided.
 
 A unit of decision is one pod or one gang. A gang needs `minimum` pods in all; those already bound and those
-that have succeeded count, so a gang whose member was replaced needs only the replacement. Units are taken by
-priority, then units for which room is already being made, then units that are partly bound, then by age.
+that have succeeded count, so a gang whose member was replaced needs only the replacement. Successes count as
+long as their owner has a pod of the gang that waits or runs: once all pods of an owner have ended, they were
+an earlier run under the same name. Units are taken by priority, then units for which room is already being
+made, then units that are partly bound, then by age.
 """
 
 from __future__ import annotations
@@ -63,25 +65,27 @@ def units(snapshot: Snapshot, responsible: Callable[[Pod], bool]) -> list[Unit]:
             gangs[pod.gang_key].append(pod)
     if gangs:
         running = running_members(snapshot, gangs)
-        singles.extend(gang_unit(key, pods, running.get(key, 0), snapshot) for key, pods in gangs.items())
+        singles.extend(gang_unit(key, pods, running.get(key, ()), snapshot) for key, pods in gangs.items())
     return sorted(singles, key=lambda unit: unit.order)
 
 
-def running_members(snapshot: Snapshot, gangs: Iterable[str]) -> Mapping[str, int]:
-    """How many pods of each gang are bound and stay: terminating ones do not count."""
+def running_members(snapshot: Snapshot, gangs: Iterable[str]) -> Mapping[str, list[Pod]]:
+    """The pods of each gang that are bound and stay: not those that are terminating."""
     wanted = set(gangs)
-    counts: defaultdict[str, int] = defaultdict(int)
+    running: defaultdict[str, list[Pod]] = defaultdict(list)
     for pods in snapshot.pods_by_node.values():
         for pod in pods.values():
             if pod.gang is not None and not pod.terminating and pod.gang_key in wanted:
-                counts[pod.gang_key] += 1
-    return counts
+                running[pod.gang_key].append(pod)
+    return running
 
 
-def gang_unit(key: str, members: Sequence[Pod], running: int, snapshot: Snapshot) -> Unit:
-    """The unit of a gang of which `members` wait and `running` pods are bound."""
+def gang_unit(key: str, members: Sequence[Pod], mates: Sequence[Pod], snapshot: Snapshot) -> Unit:
+    """The unit of a gang of which `members` wait and `mates` are bound."""
     pods = tuple(sorted(members, key=_largest_first))
-    done = running + snapshot.gang_successes.get(key, 0)
+    running = len(mates)
+    live = {pod.gang_part for pod in (*members, *mates)}
+    done = running + sum(snapshot.gang_successes.get(part, 0) for part in live)
     minimums = {pod.gang.minimum for pod in members if pod.gang}
     minimum = minimums.pop() if len(minimums) == 1 else None
     if minimum is None:

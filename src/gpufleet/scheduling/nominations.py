@@ -86,6 +86,19 @@ class Nominations:
                 self._make_room(pod, choice)
         return waiting + new
 
+    def keep(self, unit: Unit, pods: Sequence[Pod]) -> None:
+        """Hold the room that the unit would take now, or else what is being made for it; nobody is chosen to
+        end.
+        """
+        mark = self._trial.mark()
+        placements = self.place(unit, pods)
+        self._trial.rollback(mark)
+        if len(placements) < unit.needed:
+            self._hold_again(pods)
+            return
+        for placement in placements:
+            hold(placement.pod, placement.node, self._trial)
+
     def held_elsewhere(self, unit: Unit, pods: Sequence[Pod]) -> tuple[Reason, ...]:
         """That free room is held for others, where the unit could use it."""
         node = next((node for pod in pods if (node := self._trial.held_from(pod))), None)
@@ -95,7 +108,7 @@ class Nominations:
             node = next((node for node in waiting if search.blocked(node) is None), None)
         if node is None:
             return ()
-        text = f"room, as on {node}, is held for pods for which others were evicted"
+        text = f"room, as on {node}, is held for pods that come first"
         return (Reason("HeldForNominated", text, node),)
 
     def _where_nominated(self, pods: Sequence[Pod]) -> list[Placement]:

@@ -4,12 +4,15 @@ Units (single pods and gangs) are taken in order. Each is placed on a trial of t
 room that is already being made for it is held, else the cheapest victims are looked for, else the reasons are
 reported. What one unit takes, or what is held for it, the next ones no longer see: nobody overtakes a pod for
 which others were evicted. A pod is bound only to room that is free now: what evictions will free is counted
-as used until it is free. Pure: no clock, no randomness, no I/O. Equal snapshots give equal plans.
+as used until it is free. A pod whose last write was refused pauses: nothing is written for it or for its
+gang, but its turn and its room stay its own. Pure: no clock, no randomness, no I/O. Equal snapshots give
+equal plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -43,17 +46,29 @@ class Policy(msgspec.Struct, frozen=True):
         return pod.scheduler in self.schedulers
 
 
-def decide(snapshot: Snapshot, policy: Policy, ledger: Ledger | None = None) -> Plan:
-    """What to do now. `ledger` may be the one of an earlier snapshot that was brought up to date."""
-    return consider(snapshot, policy, ledger)[0]
+def decide(
+    snapshot: Snapshot,
+    policy: Policy,
+    ledger: Ledger | None = None,
+    paused: Mapping[str, Reason] = MappingProxyType({}),
+) -> Plan:
+    """What to do now. `ledger` may be the one of an earlier snapshot that was brought up to date; `paused`
+    says of pods (by `namespace/name`) why nothing may be written for them at the moment.
+    """
+    return consider(snapshot, policy, ledger, paused)[0]
 
 
-def consider(snapshot: Snapshot, policy: Policy, ledger: Ledger | None = None) -> tuple[Plan, Ledger]:
+def consider(
+    snapshot: Snapshot,
+    policy: Policy,
+    ledger: Ledger | None = None,
+    paused: Mapping[str, Reason] = MappingProxyType({}),
+) -> tuple[Plan, Ledger]:
     """The plan of `decide`, and the ledger as it leaves the fleet: who is bound or waits for room is placed,
     and who is evicted is still there.
     """
     queue = units(snapshot, policy.responsible)
-    cycle = _Cycle(ledger or Ledger.build(snapshot), queue)
+    cycle = _Cycle(ledger or Ledger.build(snapshot), queue, paused)
     for unit in queue:
         cycle.take(unit)
     return Plan(tuple(cycle.actions)), cycle.trial.ledger
@@ -62,8 +77,9 @@ def consider(snapshot: Snapshot, policy: Policy, ledger: Ledger | None = None) -
 class _Cycle:
     """One decision in progress."""
 
-    def __init__(self, ledger: Ledger, queue: Sequence[Unit]) -> None:
+    def __init__(self, ledger: Ledger, queue: Sequence[Unit], paused: Mapping[str, Reason]) -> None:
         self.trial = Trial(ledger)
+        self.paused = paused
         self.nominations = Nominations(self.trial, Budgets(ledger.snapshot.budgets), queue)
         self.actions: list[Action] = []
 
@@ -77,19 +93,35 @@ class _Cycle:
                 unit = gang_unit(unit.gang, unit.pods, mates, self.trial.snapshot)
         if unit.problem is not None:
             self._give_up(unit.pods, (unit.problem,))
-        else:
-            self._settle(unit, self._without_problems(unit.pods))
+            return
+        pods = self._without_problems(unit)
+        refusals = tuple(self.paused[pod.key] for pod in pods if pod.key in self.paused)
+        if refusals:
+            self.nominations.keep(unit, pods)
+            self._report(pods, refusals)
+        elif pods:
+            self._settle(unit, pods)
 
-    def _without_problems(self, pods: Sequence[Pod]) -> list[Pod]:
-        """The pods that a node could help; the others are reported."""
-        fine = []
-        for pod in pods:
+    def _without_problems(self, unit: Unit) -> list[Pod]:
+        """The pods that a node could help; none if those are fewer than the unit needs. The others are
+        reported.
+        """
+        fine: list[Pod] = []
+        reasons: list[Reason] = []
+        for pod in unit.pods:
             block = pod_problem(pod, self.trial.ledger)
             if block is None:
                 fine.append(pod)
             else:
-                self._give_up((pod,), (pod_reason(block, pod.key),))
-        return fine
+                reasons.append(pod_reason(block, pod.key))
+                self._give_up((pod,), reasons[-1:])
+        if len(fine) >= unit.needed:
+            return fine
+        text = f"{len(fine)} of the {unit.needed} pods that gang {unit.gang} still needs can be placed at all"
+        evidence: dict[str, int | str] = {"need": unit.needed, "have": len(fine)}
+        incomplete = Reason("GangUnplaceable", text, unit.gang, evidence=evidence)
+        self._give_up(fine, (incomplete, *{reason.message: reason for reason in reasons}.values()))
+        return []
 
     def _settle(self, unit: Unit, pods: Sequence[Pod]) -> None:
         """Bind the unit, or hold room that is being made for it, or report it."""
@@ -105,9 +137,7 @@ class _Cycle:
             return
         blame = self._partly(unit, pods, placements) if unit.gang else ()
         self.trial.rollback(mark)
-        if len(pods) < unit.needed:
-            self._give_up(pods, blame)
-        elif (waiting := self.nominations.wait(unit, pods)) is not None:
+        if (waiting := self.nominations.wait(unit, pods)) is not None:
             self._make_room(unit, pods, waiting)
         else:
             reasons = blame or self.trial.search(pods[0]).reasons()
@@ -157,8 +187,9 @@ class _Cycle:
                 )
                 self._give_up((pod,), (Reason("GangUnplaceable", text, unit.gang), _no_preemption((pod,))))
 
-    def _give_up(self, pods: Sequence[Pod], reasons: tuple[Reason, ...]) -> None:
+    def _give_up(self, pods: Sequence[Pod], reasons: Sequence[Reason]) -> None:
         """Report pods for which nothing is being done; a nomination from before is void."""
+        reasons = tuple(reasons)
         self.actions += [Nominate(pod, "", reasons) for pod in pods if pod.nominated_node]
         self._report(pods, reasons)
 
@@ -187,6 +218,4 @@ def _eviction(victim: Pod, beneficiary: Pod, node: str) -> Evict:
         f"which fits on {node} without it"
     )
     evidence: dict[str, int | str] = {"priority": victim.priority, "beneficiary": beneficiary.priority}
-    return Evict(
-        victim, victim.node, beneficiary.key, (Reason("Preempted", text, victim.key, evidence=evidence),)
-    )
+    return Evict(victim, node, beneficiary.key, (Reason("Preempted", text, victim.key, evidence=evidence),))

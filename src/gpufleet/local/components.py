@@ -75,10 +75,10 @@ class Component(msgspec.Struct, frozen=True):
         """A digest of everything that the process was started with."""
         digest = hashlib.sha256("\0".join(self.argv).encode())
         for given in self.inputs:
-            for path in sorted(given.rglob("*.py")) if given.is_dir() else [given]:
-                digest.update(f"\0{path}\0".encode())
-                with contextlib.suppress(FileNotFoundError):
-                    digest.update(path.read_bytes())
+            # A file may go away while we look, in the middle of a `git pull`: then the digest is another.
+            with contextlib.suppress(FileNotFoundError):
+                for path in sorted(given.rglob("*.py")) if given.is_dir() else [given]:
+                    digest.update(f"\0{path}\0".encode() + path.read_bytes())
         return digest.hexdigest()
 
 

@@ -72,8 +72,8 @@ CODES: dict[str, str] = {
     "RoomMade": "Others were evicted from the node, or ended there, for this pod.",
     "GangPlaced": "All pods that the gang needs were placed together.",
     "Preempted": "The pod was evicted so that a pod of higher priority can run.",
-    "HeldForNominated": "The free capacity is held for a pod that comes first: victims were evicted for it, or "
-    "its binding is tried again.",
+    "HeldForNominated": "The free capacity is held for a pod that comes first: victims were evicted for it, "
+    "or its binding is tried again.",
     "Bound": "The pod is bound and its containers run or start.",
     "Finished": "The pod has ended.",
     "Schedulable": "The pod fits now; the next decision binds it.",

@@ -35,6 +35,7 @@ from gpufleet.local.layout import Layout, forget, known_fleets
 from gpufleet.local.locking import fleet_lock
 from gpufleet.local.observed import ComponentState, SupervisorState
 from gpufleet.local.processes import COMPONENT_MARKER, FLEET_MARKER, Record
+from gpufleet.local.progress import PortTakenError
 from gpufleet.local.readiness import HOPELESS_AFTER, Wait
 from gpufleet.local.settings import Settings, write_settings
 from gpufleet.local.up import Request, Result, up
@@ -169,6 +170,26 @@ def test_an_up_that_fails_ends_only_what_did_not_live_before(
         bring_up(layout, Heard())
     assert etcd.poll() is None
     assert supervised == [layout]
+
+
+@pytest.mark.parametrize("lived", [False, True])
+def test_a_port_that_was_taken_ends_only_a_fleet_of_which_nothing_lived(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, lived: bool
+) -> None:
+    outcomes = iter([PortTakenError("controller"), None])
+    ended: list[Layout] = []
+
+    async def until_ready(*_: object) -> None:
+        if outcome := next(outcomes):
+            raise outcome
+
+    monkeypatch.setattr(Wait, "until_ready", until_ready)
+    monkeypatch.setattr(up_module, "_supervise", lambda *_: None)
+    monkeypatch.setattr(up_module, "end_processes", lambda layout, _: ended.append(layout))
+    monkeypatch.setattr(controlplane, "locate", lambda *_, **__: CONTROL_PLANE)
+    fleet, text = load_fleet("small")
+    up_module._Attempt(layout, Request(layout.name), Heard(), os.environ, text, lived).bring_up(fleet)
+    assert ended == ([] if lived else [layout])
 
 
 def test_down_ends_the_processes_of_a_fleet_whose_folder_is_gone(layout: Layout) -> None:

@@ -63,18 +63,84 @@ def test_a_fleet_without_nodes_has_no_best_node() -> None:
     assert Search(pod(), ledger()).reasons() == ()
 
 
+def why(search: Search) -> tuple[str, str, dict[str, int | str]]:
+    choice = search.choose()
+    assert choice is not None
+    node, reason = choice
+    assert reason.subject == node == search.best()
+    return node, reason.code, dict(reason.evidence)
+
+
 def test_the_reason_names_what_decided() -> None:
     only = Search(pod(gpus=1), ledger([node("a", gpus=1), node("b")]))
-    assert only.reason("a").code == "OnlyFit"
-    packed = Search(pod(gpus=1), ledger([node("a", gpus=1), node("b", gpus=8)]))
-    assert (packed.reason("a").code, packed.reason("a").subject) == ("BestFit", "a")
+    assert why(only) == ("a", "OnlyFit", {})
+    packed = Search(pod(gpus=1), ledger([node("a", gpus=8), node("b", gpus=1)]))
+    assert why(packed) == ("b", "BestFit", {"measure": 100, "next": 93})
     replicas = Search(
         pod("r1", owner="rs"), ledger([node("a"), node("b")], [pod("r0", owner="rs", node="a")])
     )
-    assert replicas.reason("b").code == "SpreadReplicas"
+    assert why(replicas) == ("b", "SpreadReplicas", {"measure": 100, "next": 99})
     liked = [prefer_near(1, ZONE, app="db")]
     fleet = ledger([node("a", zone="x"), node("b", zone="y")], [pod("db", labels={"app": "db"}, node="b")])
-    assert Search(pod(preferred_pods=liked), fleet).reason("b").code == "PreferenceMatched"
+    assert why(Search(pod(preferred_pods=liked), fleet)) == (
+        "b",
+        "PreferenceMatched",
+        {"measure": 100, "next": 0},
+    )
+
+
+def test_a_preference_that_is_equal_on_the_best_nodes_decided_nothing() -> None:
+    spot = [node("a", gpus=8), node("b", gpus=4), node("c", gpus=2, taints=["spot:PreferNoSchedule"])]
+    assert why(Search(pod(gpus=2), ledger(spot))) == ("b", "BestFit", {"measure": 98, "next": 94})
+    assert why(Search(pod(gpus=2), ledger([node("a", gpus=4), spot[1]]))) == ("a", "BestFit", {})
+
+
+def test_a_reason_is_about_the_fleet_as_it_is_after_earlier_placements() -> None:
+    fleet = ledger([node("a", gpus=2), node("b", gpus=8)])
+    search = Search(pod(gpus=1), fleet)
+    found = []
+    for index in range(3):
+        where, code, _ = why(search)
+        found.append((where, code))
+        new = pod(f"p{index}", gpus=1)
+        search.placed(new, fleet.place(new, where))
+    assert found == [("a", "BestFit"), ("a", "BestFit"), ("b", "OnlyFit")]
+
+
+@examples(80)
+@given(fleets(), templates())
+def test_the_reason_is_the_highest_tier_in_which_the_two_best_nodes_differ(
+    snapshot: Snapshot, template: Pod
+) -> None:
+    fleet, incoming = Ledger.build(snapshot), instance(template, "new")
+    search = Search(incoming, fleet)
+    fitting = [name for name in fleet.accounts if search.blocked(name) is None]
+    measures = {s: m for s in SCORES if (m := s.prepare(incoming, fleet)) is not None}
+
+    def tiers(name: str) -> list[int]:
+        weights = sorted({score.weight for score in SCORES}, reverse=True)
+        account = fleet.accounts[name]
+        return [sum(m(account) for s, m in measures.items() if s.weight == weight) for weight in weights]
+
+    ranked = sorted(fitting, key=lambda name: ([-tier for tier in tiers(name)], name))
+    choice = search.choose()
+    assert (choice[0] if choice else None) == (ranked[0] if ranked else None)
+    if choice is None:
+        return
+    reason = choice[1]
+    if len(ranked) == 1:
+        assert reason.code == "OnlyFit"
+        return
+    best, second = (fleet.accounts[name] for name in ranked[:2])
+    pairs = list(zip(tiers(ranked[0]), tiers(ranked[1]), strict=True))
+    differing = next((index for index, (mine, other) in enumerate(pairs) if mine != other), None)
+    if differing is None:
+        assert (reason.code, reason.evidence) == ("BestFit", {})
+        return
+    weight = sorted({score.weight for score in SCORES}, reverse=True)[differing]
+    said = (reason.code, reason.evidence["measure"], reason.evidence["next"])
+    assert said in [(s.reason, m(best), m(second)) for s, m in measures.items() if s.weight == weight]
+    assert int(said[1]) > int(said[2])
 
 
 def test_reasons_count_nodes_once_by_the_first_filter_that_blocks_them() -> None:

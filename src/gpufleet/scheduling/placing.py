@@ -32,12 +32,11 @@ def place(pods: Sequence[Pod], trial: Trial) -> list[Placement]:
     while waiting:
         left: list[Pod] = []
         for pod in waiting:
-            search = trial.search(pod)
-            node = search.best()
-            if node is None:
+            choice = trial.search(pod).choose()
+            if choice is None:
                 left.append(pod)
             else:
-                placements.append(place_on(pod, node, search.reason(node), trial))
+                placements.append(place_on(pod, *choice, trial))
         if len(left) == len(waiting) or all(trial.search(pod).checks_locally for pod in left):
             break
         waiting = left

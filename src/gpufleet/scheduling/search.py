@@ -25,6 +25,10 @@ from gpufleet.scheduling.placement import Block, Check, Score
 from gpufleet.scheduling.scores import SCORES
 
 _Scorer = tuple[Score, Callable[[NodeAccount], int]]
+_Ranked = tuple[int, str]
+"""The total of a node's scores, negative, and its name: the smallest is the best."""
+
+_TIERS = sorted({score.weight for score in SCORES}, reverse=True)
 
 
 def _never() -> None:
@@ -45,8 +49,7 @@ class Search:
         self._scores: list[_Scorer] | None = None
         self._wide: _Wide | None = None
         self._verdicts: dict[str, Block | int] = {}
-        self._fitting = 0
-        self._heap: list[tuple[int, str]] = []
+        self._heap: list[_Ranked] = []
         self._stale: set[str] = set(ledger.accounts)
         self._reasons: tuple[Reason, ...] | None = None
 
@@ -85,13 +88,25 @@ class Search:
         self._refresh()
         wide = self._now()
         if wide.checks or wide.scores:
-            return self._best_of_all(wide, certain=certain)
-        while self._heap:
-            negative, name = self._heap[0]
-            if self._verdicts[name] == -negative:
-                return name
-            heapq.heappop(self._heap)
-        return None
+            best = min(self._fitting(wide, certain=certain), default=None)
+        else:
+            best = self._top()
+        return best[1] if best is not None else None
+
+    def choose(self) -> tuple[str, Reason] | None:
+        """The best node and why it is better than the next best one; None when none passes every filter."""
+        self._refresh()
+        wide = self._now()
+        if wide.checks or wide.scores:
+            ranked = heapq.nsmallest(2, self._fitting(wide, certain=True))
+            best, second = (*ranked, None, None)[:2]
+        else:
+            best, second = self._top_two()
+        if best is None:
+            return None
+        if second is None:
+            return best[1], Reason("OnlyFit", f"no other node fits than {best[1]}", best[1])
+        return best[1], self._difference(best, second, [*self._scorers(), *wide.scores])
 
     def blocked(self, node: str, *, certain: bool = True) -> Block | None:
         """Why the pod cannot run on one node, or None when it can. Not `certain`: as in `best`."""
@@ -126,20 +141,18 @@ class Search:
             self._reasons = node_reasons(self.blocks())
         return self._reasons
 
-    def reason(self, node: str) -> Reason:
-        """Why `node` was chosen: the score that weighed most, or that nothing else fits."""
-        self._refresh()
-        account = self._ledger.accounts[node]
-        wide = self._now()
-        if self._fitting == 1 and not wide.checks:
-            return Reason("OnlyFit", f"no other node fits than {node}", node)
-        weighed = [
-            (s.weight * value(account), s.name, s.reason) for s, value in (*self._scorers(), *wide.scores)
-        ]
-        if not weighed:
-            return Reason("BestFit", f"{node} fits; no preference tells nodes apart", node)
-        points, name, code = max(weighed)
-        return Reason(code, f"{node} scores best by {name}", node, evidence={"points": points})
+    def _difference(self, best: _Ranked, second: _Ranked, scorers: list[_Scorer]) -> Reason:
+        """What decided between two nodes: the highest tier in which they differ."""
+        total, node = best
+        next_total, other = second
+        if total == next_total:
+            return Reason("BestFit", f"{node} is the first by name of nodes that are equally good", node)
+        tier = _deciding_tier(-total, -next_total)
+        account, next_account = self._ledger.accounts[node], self._ledger.accounts[other]
+        measured = [(value(account), value(next_account), s) for s, value in scorers if s.weight == tier]
+        measure, next_measure, score = max(measured, key=_lead)
+        text = f"{node} scores best by {score.name}: {measure} of 100, {other} has {next_measure}"
+        return Reason(score.reason, text, node, evidence={"measure": measure, "next": next_measure})
 
     def _touched(self, node: str) -> None:
         self._stale.add(node)
@@ -150,10 +163,8 @@ class Search:
             account = self._ledger.accounts.get(name)
             if account is None:
                 continue
-            self._fitting -= name in self._verdicts and not isinstance(self._verdicts[name], Block)
             verdict = self._verdicts[name] = self._local_verdict(account)
             if not isinstance(verdict, Block):
-                self._fitting += 1
                 heapq.heappush(self._heap, (-verdict, name))
         self._stale.clear()
 
@@ -174,8 +185,29 @@ class Search:
             self._wide = _Wide(self.pod, self._ledger, self._firm())
         return self._wide
 
-    def _best_of_all(self, wide: _Wide, *, certain: bool) -> str | None:
-        best: tuple[int, str] | None = None
+    def _top(self) -> _Ranked | None:
+        """The top of the heap, freed from what is out of date."""
+        while self._heap:
+            negative, name = self._heap[0]
+            if self._verdicts[name] == -negative:
+                return self._heap[0]
+            heapq.heappop(self._heap)
+        return None
+
+    def _top_two(self) -> tuple[_Ranked | None, _Ranked | None]:
+        """The two best nodes. The best is looked at again later, as something is about to be placed there."""
+        best = self._top()
+        if best is None:
+            return None, None
+        self._stale.add(best[1])
+        second: _Ranked | None = best
+        while second == best:
+            heapq.heappop(self._heap)
+            second = self._top()
+        return best, second
+
+    def _fitting(self, wide: _Wide, *, certain: bool) -> Iterator[_Ranked]:
+        """Every node that passes all filters, with its total."""
         accounts = self._ledger.accounts
         for name, verdict in self._verdicts.items():
             if isinstance(verdict, Block):
@@ -184,9 +216,7 @@ class Search:
             if wide.block(account, certain=certain) is not None:
                 continue
             total = verdict + sum(score.weight * value(account) for score, value in wide.scores)
-            if best is None or (-total, name) < best:
-                best = (-total, name)
-        return best[1] if best else None
+            yield -total, name
 
 
 class _Wide:
@@ -237,6 +267,18 @@ def _checks(pod: Pod, ledger: Ledger, *, local: bool) -> list[Check]:
 def _scorers(pod: Pod, ledger: Ledger, *, local: bool) -> list[_Scorer]:
     prepared = ((s, s.prepare(pod, ledger)) for s in SCORES if s.local == local)
     return [(s, value) for s, value in prepared if value is not None]
+
+
+def _deciding_tier(total: int, other: int) -> int:
+    """The weight of the highest tier in which totals differ: what is below it cannot add up to its weight."""
+    for weight in _TIERS:
+        if total // weight != other // weight:
+            return weight
+    raise ValueError("the totals are equal")
+
+
+def _lead(measured: tuple[int, int, Score]) -> int:
+    return measured[0] - measured[1]
 
 
 def _first_block(checks: list[Check], account: NodeAccount) -> Block | None:

@@ -32,7 +32,7 @@ from gpufleet.kube.kinds import (
     REPLICA_SETS,
 )
 from gpufleet.kube.manifests import Discovery
-from gpufleet.kube.writes import DECISION_CONDITION
+from gpufleet.kube.values import DECISION_CONDITION
 
 SHARED = Path(os.environ.get("GPUFLEET_SHARED", Path(__file__).parents[3] / "shared")) / "manifests"
 SETTLED_WITHIN_S = 90.0

@@ -21,7 +21,7 @@ from tests.e2e.local_fleet import LocalFleet, wait_until
 from tests.e2e.observer import Observer
 
 from gpufleet.kube.kinds import GPU_NODES, NODES, PODS
-from gpufleet.kube.writes import DECISION_CONDITION
+from gpufleet.kube.values import DECISION_CONDITION
 from gpufleet.local.scenario import load
 
 pytestmark = pytest.mark.timeout(300)

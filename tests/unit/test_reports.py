@@ -153,6 +153,24 @@ def test_a_report_whose_write_failed_may_be_written_again() -> None:
     run(story())
 
 
+def test_after_a_report_whose_write_failed_the_one_before_it_stands() -> None:
+    async def story() -> None:
+        reports = Reports()
+        reports.add(report("A"), 0.0)
+        await written(reports, 0.0)
+        reports.add(report("B"), 0.1)
+        failed = await reports.get(0.1)
+        assert reports.follows_another(failed)
+        reports.done(failed, written=False)
+        assert reports.was_reported(failed.pod)
+        reports.add(report("A"), 0.2)
+        assert await nothing_comes(reports)
+        reports.add(report("B"), 0.3)
+        assert (await written(reports, 0.3)).codes == ("B",)
+
+    run(story())
+
+
 def test_withdrawing_waits_for_the_write_that_is_under_way() -> None:
     async def story() -> list[str]:
         reports, order = Reports(), []

@@ -1,191 +1,104 @@
-"""What the controller does about writes that fail: nothing is given away while it is unknown whether it was
-written.
-"""
+"""The loop of the scheduler: decide, hand over, report; what the server shows is what counts."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 import pytest
-from tests.unit.test_snapshot_builder import manifest
+from tests.unit.test_scheduling_writers import REFUSED, Server, Story, run
+from tests.unit.test_snapshot_builder import machine, manifest
 
-from gpufleet.fleet.plans import Bind, Evict, Nominate, Plan
-from gpufleet.fleet.pods import Pod
-from gpufleet.fleet.reasons import Reason
 from gpufleet.kube import objects
-from gpufleet.kube.errors import ApiError, Unreachable
 from gpufleet.kube.informers import Change
-from gpufleet.scheduling import controller
-from gpufleet.scheduling.controller import SchedulingController
-from gpufleet.scheduling.cycle import Policy
-
-LOST = Unreachable(reason="Unreachable", message="the connection was lost", sent=True)
-REFUSED = ApiError(status=403, reason="Forbidden", message="may not")
-BROKEN = ApiError(status=500, reason="InternalError", message="etcd timed out")
-GONE = ApiError(status=404, reason="NotFound", message="no such pod")
+from gpufleet.scheduling import pauses
 
 
-class Server:
-    """Answers every write with `error`, and reads with what is in `answers`, one after the other."""
-
-    def __init__(self, error: Exception, *answers: objects.Pod | Exception) -> None:
-        self.error = error
-        self.answers = list(answers)
-        self.writes = 0
-
-    async def bind(self, *_: object, **__: object) -> None:
-        self.writes += 1
-        raise self.error
-
-    async def patch(self, *_: object, **__: object) -> None:
-        self.writes += 1
-        raise self.error
-
-    async def get(self, *_: object, **__: object) -> objects.Pod:
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+def roomy() -> Change[objects.Node]:
+    node = machine("a")
+    allocatable = {**node.status.allocatable, "pods": "10"}
+    status = msgspec.structs.replace(node.status, allocatable=allocatable)
+    return Change("a", None, msgspec.structs.replace(node, status=status))
 
 
-class Events:
-    def record(self, *_: object) -> None:
-        """Events are somebody else's."""
+def told(pod: objects.Pod) -> objects.Pod:
+    """A pod that was reported as pending."""
+    condition = objects.Condition(type="gpufleet.dev/Decision", status="False")
+    status = msgspec.structs.replace(pod.status, conditions=(condition,))
+    return msgspec.structs.replace(pod, status=status)
 
 
-def run(story: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(10):
-            await story
+def test_the_pauses_of_a_pod_grow_however_long_a_refusal_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a binding is on its way its pod counts as bound, and it is no other pod for that."""
+    monkeypatch.setattr(pauses, "FIRST_PAUSE_SECONDS", 0.02)
 
-    asyncio.run(bounded())
+    class Slow(Server):
+        async def bind(self, _: str, name: str, **__: object) -> None:
+            await asyncio.sleep(0.03)
+            self._write("bind", name)
 
-
-async def carried_out(server: Server, pods: list[objects.Pod], *actions: Any) -> SchedulingController:
-    """The controller once it has tried to write a plan; each action is about a pod by its name."""
-    found = SchedulingController(server, Events(), Policy)  # type: ignore[arg-type]
-    for pod in pods:
-        found._builder.pod_changed(Change(pod.metadata.key, None, pod))
-    plan = Plan(tuple(msgspec.structs.replace(a, pod=known(found, a.pod)) for a in actions))
-    writer = asyncio.create_task(found._write_decisions())
-    found._carry_out(plan, 1)
-    while not found._writes.empty() or server.answers:
-        await asyncio.sleep(0.001)
-    await asyncio.sleep(0.01)
-    writer.cancel()
-    return found
-
-
-def known(found: SchedulingController, name: Any) -> Pod:
-    pod = found._builder.pod(f"default/{name}")
-    assert pod is not None
-    return pod
-
-
-def place(found: SchedulingController, name: str = "p0") -> str:
-    return known(found, name).node
-
-
-BIND: Any = Bind("p0", "a")  # type: ignore[arg-type]
-EVICT: Any = Evict("p1", "a", "default/p0", (Reason("Preempted", "for p0"),))  # type: ignore[arg-type]
-NOMINATE: Any = Nominate("p0", "a")  # type: ignore[arg-type]
-
-
-def test_a_binding_that_the_server_refused_is_forgotten_and_its_pod_pauses() -> None:
     async def story() -> None:
-        found = await carried_out(Server(REFUSED), [manifest()], BIND)
-        assert place(found) == ""
-        assert not found._decidable(found._builder.snapshot()).unbound
+        found = Story(Slow(REFUSED), manifest())
+        found.builder.node_changed(roomy())
+        seconds = []
+
+        def note(pod: Any, refusal: str, now: float) -> float:
+            seconds.append(add(pod, refusal, now))
+            return seconds[-1]
+
+        add, found.controller._pauses.add = found.controller._pauses.add, note  # type: ignore[method-assign]
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(found.controller._decide_for_ever()),
+                tasks.create_task(found.controller._writers.run()),
+            ]
+            while len(seconds) < 4:
+                await asyncio.sleep(0.005)
+            for task in running:
+                task.cancel()
+        assert seconds[:4] == [0.02, 0.04, 0.08, 0.16]
 
     run(story())
 
 
-@pytest.mark.parametrize("error", [LOST, BROKEN])
-def test_a_binding_whose_answer_was_lost_stands_if_the_pod_is_bound(error: Exception) -> None:
+def test_a_pod_that_pauses_is_reported_with_the_words_of_the_server() -> None:
     async def story() -> None:
-        found = await carried_out(Server(error, manifest(node="a")), [manifest()], BIND)
-        assert place(found) == "a"
+        found = Story(Server(REFUSED), manifest())
+        found.builder.node_changed(roomy())
+        found.controller._pauses.add(found.pod("p0"), "may not", asyncio.get_running_loop().time())
+        found.controller._decide()
+        report = await found.reports.get()
+        assert (report.code, report.reason) == ("BindFailed", "BindFailed")
+        assert "ay not" in report.message
+        assert found.place == ""
 
     run(story())
 
 
-@pytest.mark.parametrize("now", [manifest(), manifest(node="b"), manifest(uid="2", node="a"), GONE])
-def test_a_binding_whose_answer_was_lost_is_forgotten_if_the_pod_is_not_bound_there(now: Any) -> None:
+def test_a_pod_that_was_bound_and_still_shows_as_pending_is_closed() -> None:
+    """The leader that bound it ended before it said so."""
+
     async def story() -> None:
-        found = await carried_out(Server(LOST, now), [manifest()], BIND)
-        assert place(found) == ""
+        found = Story(Server(None), told(manifest(node="a", phase="Running")), told(manifest("p1")))
+        found.controller._close_stories()
+        found.controller._close_stories()
+        report = await found.reports.get()
+        assert (report.pod.name, report.bound) == ("p0", True)
+        assert not found.reports._waiting
 
     run(story())
 
 
-def test_while_nobody_can_tell_the_room_of_a_binding_stays_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controller, "FIRST_PAUSE_SECONDS", 0.01)
-
+def test_what_a_pod_is_told_again_keeps_the_time_since_when_it_is_so() -> None:
     async def story() -> None:
-        server = Server(LOST, *[LOST] * 5, manifest(node="a"))
-        places = []
-
-        async def watch(found: SchedulingController) -> None:
-            while server.answers:
-                places.append(place(found))
-                await asyncio.sleep(0.002)
-
-        found = SchedulingController(server, Events(), Policy)  # type: ignore[arg-type]
-        found._builder.pod_changed(Change("default/p0", None, manifest()))
-        found._carry_out(Plan((Bind(known(found, "p0"), "a"),)), 1)
-        writer = asyncio.create_task(found._write_decisions())
-        await watch(found)
-        await asyncio.sleep(0.02)
-        writer.cancel()
-        assert set(places) == {"a"}
-        assert place(found) == "a"
-
-    run(story())
-
-
-def test_an_eviction_that_was_refused_lets_its_beneficiary_pause_and_not_its_victim() -> None:
-    """Else the same eviction would be chosen again at once, for ever."""
-
-    async def story() -> None:
-        pods = [manifest(), manifest("p1", node="a", phase="Running")]
-        found = await carried_out(Server(REFUSED), pods, EVICT)
-        assert not known(found, "p1").terminating
-        assert found._paused.keys() == {"default/p0"}
-
-    run(story())
-
-
-@pytest.mark.parametrize("now", [manifest("p1", node="a", deleted=True), manifest("p1", "2"), GONE])
-def test_an_eviction_whose_answer_was_lost_stands_if_the_victim_ends_or_is_gone(now: Any) -> None:
-    async def story() -> None:
-        pods = [manifest(), manifest("p1", node="a", phase="Running")]
-        found = await carried_out(Server(LOST, now), pods, EVICT)
-        assert known(found, "p1").terminating
-        assert not found._paused
-
-    run(story())
-
-
-def test_a_victim_that_is_gone_already_needs_no_eviction() -> None:
-    async def story() -> None:
-        pods = [manifest(), manifest("p1", node="a", phase="Running")]
-        found = await carried_out(Server(GONE), pods, EVICT)
-        assert known(found, "p1").terminating
-        assert not found._paused
-
-    run(story())
-
-
-def test_a_nomination_that_failed_does_not_take_the_binding_back() -> None:
-    async def story() -> None:
-        class Binds(Server):
-            async def bind(self, *_: object, **__: object) -> None:
-                self.writes += 1
-
-        found = await carried_out(Binds(REFUSED), [manifest()], NOMINATE, BIND)
-        assert (place(found), known(found, "p0").nominated_node) == ("a", "")
+        for pod, first in ((manifest(), True), (told(manifest()), False)):
+            found = Story(Server(None), pod)
+            found.controller._decide()
+            report = await found.reports.get()
+            assert await found.controller._write_report(report)
+            ((_, patch),) = found.server.written
+            times = ["lastTransitionTime" in condition for condition in patch["status"]["conditions"]]
+            assert times == [first, first]
 
     run(story())

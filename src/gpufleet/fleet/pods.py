@@ -109,7 +109,8 @@ class Pod(msgspec.Struct, frozen=True):
     """One pod. `phase` is Pending, Running, Succeeded or Failed; times are seconds since the epoch.
 
     `owner` is the uid of the controlling owner (empty for a bare pod), `owner_kind` and `owner_name` are for
-    rules and for people. `preempts` is False for preemptionPolicy Never.
+    rules and for people. `preempts` is False for preemptionPolicy Never. `reported` is True while the pod's
+    condition says that gpufleet could not place it.
     """
 
     namespace: str
@@ -130,6 +131,7 @@ class Pod(msgspec.Struct, frozen=True):
     owner_kind: str = ""
     owner_name: str = ""
     gang: GangRef | None = None
+    reported: bool = False
 
     @property
     def key(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -131,6 +131,10 @@ class SnapshotBuilder:
     def pod(self, key: str) -> Pod | None:
         """A pod as the snapshot has it (assumptions included), finished ones too."""
         return self._effective.get(key)
+
+    def observed(self) -> Iterable[Pod]:
+        """Every pod as the server has shown it last, without assumptions."""
+        return self._pods.values()
 
     def __contains__(self, key: object) -> bool:
         """Whether there is a pod of this key."""
@@ -346,14 +350,14 @@ class SnapshotBuilder:
 
 
 def _shown(pod: Pod | None) -> Pod | tuple[str, str] | None:
-    """What a decision reads of a pod: not how far it got, and of one that has ended only that a gang needs
-    one member less.
+    """What a decision reads of a pod: not how far it got or what it was told, and of one that has ended only
+    that a gang needs one member less.
     """
     if pod is None or pod.phase == "Failed":
         return None
     if pod.phase == "Succeeded":
         return pod.gang_part if pod.gang is not None else None
-    return msgspec.structs.replace(pod, phase="")
+    return msgspec.structs.replace(pod, phase="", reported=False)
 
 
 async def load_snapshot(client: Client) -> tuple[Snapshot, SnapshotBuilder]:

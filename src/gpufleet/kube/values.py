@@ -19,6 +19,11 @@ from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.requests import effective_requests
 from gpufleet.kube.times import parse_time
 
+DECISION_CONDITION = "gpufleet.dev/Decision"
+"""The condition that says what gpufleet decided about a pod: False with a reason code, or True once it is
+bound.
+"""
+
 
 @lru_cache(maxsize=8192)
 def _interned(shape: pods.PodShape) -> pods.PodShape:
@@ -48,6 +53,7 @@ def pod_value(pod: objects.Pod) -> pods.Pod:
         owner_kind=owner.kind if owner else "",
         owner_name=owner.name if owner else "",
         gang=gang_of(meta),
+        reported=any(c.type == DECISION_CONDITION and c.status == "False" for c in pod.status.conditions),
     )
 
 

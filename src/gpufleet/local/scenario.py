@@ -21,7 +21,7 @@ from gpufleet.kube.client import Client
 from gpufleet.kube.manifests import apply_manifests, read_manifests
 from gpufleet.kube.times import parse_time
 from gpufleet.kube.values import pod_value
-from gpufleet.kube.writes import DECISION_CONDITION
+from gpufleet.kube.values import DECISION_CONDITION
 from gpufleet.local.fleetfile import Fleet, load_fleet
 from gpufleet.local.yamlfile import YamlDocument
 

@@ -22,3 +22,11 @@ WRITE_ERRORS = Counter(
     "gpufleet_scheduling_write_errors", "Writes of a decision that the API server refused."
 )
 PENDING = Gauge("gpufleet_scheduling_pending_pods", "Pods that the last decision could not place.")
+LAST_DECISION = Gauge(
+    "gpufleet_scheduling_last_decision_timestamp_seconds",
+    "When the last decision was taken; time() minus this is its age.",
+)
+WRITE_QUEUE = Gauge("gpufleet_scheduling_waiting_writes", "Writes of decisions that wait for a writer.")
+REPORT_ERRORS = Counter(
+    "gpufleet_scheduling_report_errors", "Reports about pending or bound pods that the API server refused."
+)

@@ -2,7 +2,8 @@
 
 A report is written when its codes differ from the last one written for the pod; when only numbers in the
 message changed, after a pause. The newest report of a pod replaces one that waits, and a pod's reports are
-written one after the other: an older one never overtakes a newer one, nor the pod's binding.
+written one after the other: an older one never overtakes a newer one, nor the pod's binding. What was written
+is known here before the informer shows it on the pod (`Pod.reported`), and after a restart only there.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Reports:
         self._waiting: dict[str, Report] = {}
         self._written: dict[str, tuple[Report, float]] = {}
         self._writing: dict[str, asyncio.Event] = {}
+        self._before: dict[str, tuple[Report, float]] = {}
 
     def add(self, report: Report, now: float) -> None:
         """Queue a report unless the same was written already; `now` in monotonic seconds."""
@@ -78,16 +80,23 @@ class Reports:
             report = self._waiting.pop(key, None)
             if report is not None:
                 self._writing[key] = asyncio.Event()
+                if key in self._written:
+                    self._before[key] = self._written[key]
                 self._written[key] = (report, asyncio.get_running_loop().time() if now is None else now)
                 return report
             self._queue.done(key)
 
     def done(self, report: Report, *, written: bool) -> None:
-        """The write has ended; one that failed may be queued again by the next decision."""
+        """The write has ended. After one that failed the report before it still stands, and the next decision
+        may queue this one again.
+        """
         key = report.pod.key
         self._writing.pop(key).set()
+        before = self._before.pop(key, None)
         if not written and self._written.get(key, (None,))[0] is report:
             del self._written[key]
+            if before is not None:
+                self._written[key] = before
         self._queue.done(key)
 
     async def withdraw(self, key: str) -> None:
@@ -99,10 +108,22 @@ class Reports:
 
     def was_reported(self, pod: Pod) -> bool:
         """Whether this very pod was reported as pending."""
-        last = self._written.get(pod.key)
-        return last is not None and last[0].pod.uid == pod.uid and not last[0].bound
+        return _is_pending(self._written.get(pod.key), pod)
+
+    def follows_another(self, report: Report) -> bool:
+        """Whether the same pod was reported as pending before `report`, which is being written."""
+        return _is_pending(self._before.get(report.pod.key), report.pod)
+
+    def is_closed(self, pod: Pod) -> bool:
+        """Whether the binding of this very pod was reported, or waits to be."""
+        last = self._waiting.get(pod.key) or self._written.get(pod.key, (None,))[0]
+        return last is not None and last.pod.uid == pod.uid and last.bound
 
     def keep(self, known: Container[str]) -> None:
         """Forget every pod that is gone."""
         self._waiting = {key: report for key, report in self._waiting.items() if key in known}
         self._written = {key: entry for key, entry in self._written.items() if key in known}
+
+
+def _is_pending(entry: tuple[Report, float] | None, pod: Pod) -> bool:
+    return entry is not None and entry[0].pod.uid == pod.uid and not entry[0].bound

@@ -8,6 +8,7 @@ that the scheduler wrote (events and conditions), never the scenario's own.
 from __future__ import annotations
 
 import asyncio
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +21,14 @@ from gpufleet.kube import kinds, objects
 from gpufleet.kube.client import Client
 from gpufleet.kube.manifests import apply_manifests, read_manifests
 from gpufleet.kube.times import parse_time
-from gpufleet.kube.values import pod_value
-from gpufleet.kube.values import DECISION_CONDITION
+from gpufleet.kube.values import DECISION_CONDITION, pod_value
 from gpufleet.local.fleetfile import Fleet, load_fleet
 from gpufleet.local.yamlfile import YamlDocument
 
 FIELD_MANAGER = "gpufleet-scenario"
 STEP_SECONDS = 60.0
 POLL_SECONDS = 0.2
-_LONGEST_REASON = 160
+_WIDTH = 100
 
 
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -195,7 +195,7 @@ def _decision(pod: objects.Pod) -> objects.Condition:
 async def _outcome(client: Client, scenario: Scenario, step: Step, started: float) -> list[str]:
     lines: list[str] = []
     for eviction in await _evictions(client, scenario, started):
-        lines.append(f"evicted  {eviction.pod:22} {eviction.note}")
+        lines.append(f"evicted  {eviction.pod:22} {eviction.note.removeprefix('evicted ')}")
     for expectation in step.expect:
         pods = await _pods(client, scenario, expectation)
         explained: set[str] = set()
@@ -203,12 +203,11 @@ async def _outcome(client: Client, scenario: Scenario, step: Step, started: floa
             where = pod.spec.node_name or "-"
             state = pod.status.phase.lower()
             gpus = gpus_requested(pod_value(pod).shape)
-            line = f"{state:8} {pod.metadata.name:22} {gpus:>2} GPU  {where:12}"
+            lines.append(f"{state:8} {pod.metadata.name:22} {gpus:>2} GPU  {where}")
             why = "" if pod.spec.node_name else _decision(pod).message
-            if why and why not in explained:
+            if why not in explained:
                 explained.add(why)
-                line += f" {why}"
-            lines.append(line.rstrip())
+                lines += textwrap.wrap(why, _WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 9)
     return lines
 
 

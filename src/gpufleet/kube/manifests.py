@@ -20,27 +20,69 @@ Manifest = Mapping[str, Any]
 
 
 def read_manifests(path: Path) -> list[Manifest]:
-    """The objects of a YAML file, items of a List one by one. Raises GpufleetError with the place of an
-    error.
+    """The objects of a YAML file, items of a List one by one; each has apiVersion, kind and a name.
+
+    Raises GpufleetError with the place of an error.
     """
     try:
-        documents = list(
-            yaml.load_all(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        )
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        documents = list(yaml.load_all(path.read_text("utf-8"), Loader=loader))
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
-        raise GpufleetError(reason="FileUnreadable", message=message) from error
-    except yaml.YAMLError as error:
-        raise GpufleetError(reason="InvalidYaml", message=f"{path}: {error}") from error
-    return [item for document in documents if document for item in _items(document, path)]
-
-
-def _items(document: Any, path: Path) -> Iterable[Manifest]:
-    if not isinstance(document, dict) or not document.get("apiVersion") or not document.get("kind"):
         raise GpufleetError(
-            reason="InvalidManifest", message=f"{path}: a document without apiVersion and kind is no manifest"
+            reason="FileUnreadable", message=message, hint=f"look at it with `ls -l {path}`"
+        ) from error
+    except UnicodeDecodeError as error:
+        message = f"{path}: byte {error.start} is not UTF-8"
+        raise GpufleetError(
+            reason="InvalidYaml", message=message, hint="save the file as UTF-8 text"
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:
+        hint = "mend the YAML there; quote a text that looks like a number or a date"
+        raise GpufleetError(reason="InvalidYaml", message=f"{path}: {error}", hint=hint) from error
+    return [
+        item
+        for number, document in enumerate(documents, 1)
+        if document is not None
+        for item in _items(document, f"{path}, document {number}")
+    ]
+
+
+def _items(document: Any, where: str) -> Iterable[Manifest]:
+    _check_kind(document, where)
+    if document["kind"] != "List":
+        _check_name(document, where)
+        return [document]
+    items = document.get("items")
+    if not isinstance(items, list):
+        raise _invalid(
+            f"{where}: the items of a List are not a list", "write `items: []` or a list of objects"
         )
-    return document.get("items", []) if document["kind"] == "List" else [document]
+    for number, item in enumerate(items, 1):
+        _check_kind(item, f"{where}, item {number}")
+        _check_name(item, f"{where}, item {number}")
+    return items
+
+
+def _check_kind(manifest: Any, where: str) -> None:
+    if not isinstance(manifest, dict) or not all(_is_text(manifest.get(k)) for k in ("apiVersion", "kind")):
+        message = f"{where}: what has no apiVersion and kind is no manifest"
+        raise _invalid(message, "start it as `apiVersion: v1` and `kind: Pod` do")
+
+
+def _check_name(manifest: Manifest, where: str) -> None:
+    metadata = manifest.get("metadata")
+    if not isinstance(metadata, dict) or not _is_text(metadata.get("name")):
+        message = f"{where}: the {manifest['kind']} has no name"
+        raise _invalid(message, "set metadata.name to a text; generateName cannot be applied")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _invalid(message: str, hint: str) -> GpufleetError:
+    return GpufleetError(reason="InvalidManifest", message=message, hint=hint)
 
 
 class Discovery:
@@ -87,7 +129,7 @@ async def apply_manifests(
         if kind is None:
             unserved.append(manifest)
             continue
-        metadata = {**manifest.get("metadata", {})}
+        metadata = {**manifest["metadata"]}
         if kind.namespaced:
             metadata.setdefault("namespace", namespace)
         await client.apply(kind, {**manifest, "metadata": metadata}, field_manager=field_manager)

@@ -1,36 +1,54 @@
 """Which scheduler names gpufleet answers for on a live cluster: a fixed list, or what `owners` says of its
 Leases.
+
+Until the Leases were listed it answers for its own name only, and what was known stands while they cannot be:
+two schedulers that bind the same pods are worse than one that waits. A Lease is alive until it was seen not
+to change for its duration on our own clock, as in leader election; one that is absent or released is free at
+once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
+from collections.abc import Callable
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.kube import kinds, objects
+from gpufleet.kube import kinds
 from gpufleet.kube.client import Client
-from gpufleet.kube.times import parse_time
+from gpufleet.kube.leases import Observation, steady_clock
 from gpufleet.scheduling.cycle import Policy
-from gpufleet.scheduling.owners import LeaseRecord, answered_names
+from gpufleet.scheduling.owners import answered_names
 
 log = logging.getLogger("gpufleet.scheduling")
 
 AUTOMATIC = "auto"
+FIRST_SECONDS = 0.5
 REFRESH_SECONDS = 5.0
+LEASE_SECONDS = 15
 
 
 class SchedulerNames:
     """Keeps the policy's scheduler names. `names` is a list by comma, or `auto`: every name without a live
-    owner.
+    owner. `on_change` is called when the names are others than before.
     """
 
-    def __init__(self, client: Client, names: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        names: str,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = steady_clock,
+    ) -> None:
         self._client = client
+        self._on_change = on_change
+        self._clock = clock
         self._automatic = names == AUTOMATIC
-        fixed = frozenset(name.strip() for name in names.split(",") if name.strip())
-        self._policy = Policy(answered_names((), 0.0) if self._automatic else fixed)
+        self._policy = Policy()
+        if not self._automatic:
+            self._policy = Policy(frozenset(name.strip() for name in names.split(",") if name.strip()))
+        self._seen: dict[str, Observation] = {}
 
     def policy(self) -> Policy:
         """The policy of this moment."""
@@ -40,25 +58,30 @@ class SchedulerNames:
         """Look at the Leases once."""
         if not self._automatic:
             return
-        listing = await self._client.list(
-            kinds.LEASES, fields="metadata.namespace!=kube-node-lease", type=objects.Lease
-        )
-        names = answered_names([_record(lease) for lease in listing.items], time.time())
+        listing = await self._client.list(kinds.LEASES, fields="metadata.namespace!=kube-node-lease")
+        seen: dict[str, Observation] = {}
+        held = set()
+        for lease in listing.items:
+            metadata = lease["metadata"]
+            key = kinds.key_of(metadata["name"], metadata["namespace"])
+            seen[key] = self._seen.get(key) or Observation(self._clock)
+            seen[key].see(lease)
+            if not seen[key].free_for("", LEASE_SECONDS):
+                held.add(metadata["name"])
+        self._seen = seen
+        names = answered_names(held)
         if names != self._policy.schedulers:
             log.info("scheduler names changed", extra={"names": sorted(names)})
             self._policy = Policy(names)
+            self._on_change()
 
     async def run(self) -> None:
         """Look for owners that came or went, until cancelled."""
+        pause = FIRST_SECONDS
         while self._automatic:
             try:
                 await self.refresh()
+                pause = REFRESH_SECONDS
             except GpufleetError as error:
-                log.warning("cannot list leases", extra={"error": str(error)})
-            await asyncio.sleep(REFRESH_SECONDS)
-
-
-def _record(lease: objects.Lease) -> LeaseRecord:
-    spec = lease.spec
-    until = parse_time(spec.renew_time) + (spec.lease_duration_seconds or 0)
-    return LeaseRecord(lease.metadata.name, spec.holder_identity or "", until)
+                log.warning("cannot list leases", extra={"error": error.message})
+            await asyncio.sleep(pause)

@@ -7,9 +7,7 @@ when one appears.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
-import msgspec
+from collections.abc import Container, Mapping
 
 from gpufleet.fleet.pods import SCHEDULER_NAME
 
@@ -29,17 +27,9 @@ KNOWN_SCHEDULERS: Mapping[str, frozenset[str]] = {
 }  # fmt: skip
 
 
-class LeaseRecord(msgspec.Struct, frozen=True):
-    """A Lease as seen: its name, its holder, and until when it is valid (seconds since the epoch)."""
-
-    name: str
-    holder: str
-    valid_until: float
-
-
-def answered_names(leases: Iterable[LeaseRecord], now: float) -> frozenset[str]:
-    """The scheduler names that gpufleet answers for: its own, and those whose owner holds no live Lease."""
-    alive = {lease.name for lease in leases if lease.holder and lease.valid_until > now}
-    return frozenset({SCHEDULER_NAME}) | {
-        name for name, owned in KNOWN_SCHEDULERS.items() if not owned & alive
-    }
+def answered_names(held: Container[str]) -> frozenset[str]:
+    """The scheduler names that gpufleet answers for: its own, and those of whose Leases none is in `held`,
+    the names of the Leases that somebody holds and renews.
+    """
+    free = {name for name, leases in KNOWN_SCHEDULERS.items() if not any(lease in held for lease in leases)}
+    return frozenset({SCHEDULER_NAME, *free})

@@ -13,7 +13,6 @@ import logging
 import os
 import socket
 import sys
-import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -29,6 +28,9 @@ from gpufleet.scheduling.controller import SchedulingController
 from gpufleet.scheduling.names import SchedulerNames
 
 log = logging.getLogger("gpufleet.controller")
+
+EVENTS_SECONDS = 2.0
+"""How long a process that stops goes on writing Events."""
 
 
 def main() -> None:
@@ -77,7 +79,7 @@ def _options() -> argparse.Namespace:
 async def _run(options: argparse.Namespace) -> None:
     config = load_config(options.kubeconfig, options.context)
     stop = stop_requested()
-    identity = f"{socket.gethostname()}_{os.getpid()}_{uuid.uuid4().hex[:8]}"
+    identity = f"{socket.gethostname()}_{os.getpid()}"
     elector = None
     if not options.no_leader_election:
         elector = LeaderElector(
@@ -89,6 +91,7 @@ async def _run(options: argparse.Namespace) -> None:
             renew_seconds=options.lease_seconds * 2 / 3,
             retry_seconds=options.lease_seconds * 2 / 15,
         )
+        identity = elector.identity
     guard = elector.guard if elector else None
     async with Client(
         config, user_agent="gpufleet-controller", qps=options.qps, burst=options.burst, guard=guard
@@ -96,8 +99,12 @@ async def _run(options: argparse.Namespace) -> None:
         recorder = EventRecorder(client, controller="gpufleet.dev/scheduler", instance=identity)
         names = SchedulerNames(client, options.scheduler_names)
         controller = SchedulingController(client, recorder, names.policy)
+        names.on_change = controller.decide_soon
 
         async def leading() -> None:
+            # The caches are full and most of what they hold stays: full collections need not walk through it.
+            gc.collect()
+            gc.freeze()
             if elector is not None:
                 elector.start()
                 await elector.wait_leading()
@@ -122,18 +129,17 @@ async def _until_stopped(
     elector: LeaderElector | None,
     leading: Callable[[], Awaitable[None]],
 ) -> None:
-    gc.freeze()
     try:
         async with asyncio.TaskGroup() as tasks:
-            running = [
-                tasks.create_task(controller.run(leading)),
-                tasks.create_task(recorder.run()),
-                tasks.create_task(names.run()),
-            ]
+            deciding = tasks.create_task(controller.run(leading))
+            running = [tasks.create_task(recorder.run()), tasks.create_task(names.run())]
             if elector is not None:
                 running.append(tasks.create_task(_fail_when_lost(elector)))
             await stop.wait()
             log.info("stopping")
+            deciding.cancel()
+            await asyncio.wait([deciding])
+            await recorder.flush(EVENTS_SECONDS)
             for task in running:
                 task.cancel()
     except* NotLeader:

@@ -127,6 +127,26 @@ def test_a_write_that_fails_is_tried_again() -> None:
     assert len(told(story).created) == 1
 
 
+def test_what_is_left_when_the_recorder_ends_is_counted_as_dropped() -> None:
+    class Silent(Notebook):
+        async def create(self, *_: Any, **__: Any) -> Any:
+            await asyncio.Event().wait()
+
+    async def story() -> None:
+        recorder = EventRecorder(Silent(), writers=1)
+        task = asyncio.create_task(recorder.run())
+        waiting(recorder, "is on its way")
+        waiting(recorder, "waits")
+        await recorder.flush(0.02)
+        assert recorder.dropped == 0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert recorder.dropped == 2
+        await recorder.flush()
+
+    asyncio.run(asyncio.wait_for(story(), 10))
+
+
 def test_names_of_events_are_legal_whatever_the_name_of_the_object() -> None:
     long = Pod(metadata=ObjectMeta(name="a" * (MAX_NAME - 1) + ".b" * 80, namespace="ns", uid="u"))
 

@@ -56,12 +56,8 @@ class Cluster:
         self.error: Exception | None = None
         self.now = 1000.0
         self.changes = 0
-        self.names = SchedulerNames(
-            self,  # type: ignore[arg-type]
-            "auto",
-            on_change=self.changed,
-            clock=lambda: self.now,
-        )
+        self.names = SchedulerNames(self, "auto", clock=lambda: self.now)  # type: ignore[arg-type]
+        self.names.on_change = self.changed
 
     def changed(self) -> None:
         self.changes += 1

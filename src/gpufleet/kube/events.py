@@ -10,6 +10,7 @@ Source: k8s.io/client-go/tools/events, KEP-383.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -152,16 +153,27 @@ class EventRecorder:
             self._enqueue(key, series)
 
     async def run(self) -> None:
-        """Write what is recorded, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(self._writers):
-                tasks.create_task(self._write_all())
-            tasks.create_task(self._sweep())
+        """Write what is recorded, until cancelled; what is left then counts as dropped. `flush` first."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(self._writers):
+                    tasks.create_task(self._write_all())
+                tasks.create_task(self._sweep())
+        finally:
+            for _ in {**self._pending, **self._late}:
+                self._drop()
+            self._pending.clear()
+            self._late.clear()
+            self._idle.set()
 
-    async def flush(self) -> None:
-        """Wait until all that was recorded so far is written or dropped, late counts included."""
+    async def flush(self, seconds: float | None = None) -> None:
+        """Wait, at most for `seconds`, until all that was recorded so far is written or dropped, late counts
+        included.
+        """
         self._enqueue_late(float("inf"))
-        await self._idle.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
 
     def _enqueue(self, key: _Key, series: _Series) -> None:
         self._late.pop(key, None)
@@ -195,6 +207,9 @@ class EventRecorder:
             try:
                 await self._bucket.acquire()
                 await self._write(series)
+            except asyncio.CancelledError:
+                self._drop()
+                raise
             finally:
                 self._writing -= 1
                 series.busy = False

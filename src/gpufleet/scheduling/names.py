@@ -30,19 +30,13 @@ LEASE_SECONDS = 15
 
 class SchedulerNames:
     """Keeps the policy's scheduler names. `names` is a list by comma, or `auto`: every name without a live
-    owner. `on_change` is called when the names are others than before.
+    owner.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        names: str,
-        *,
-        on_change: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = steady_clock,
-    ) -> None:
+    def __init__(self, client: Client, names: str, *, clock: Callable[[], float] = steady_clock) -> None:
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when the names are others than before."""
         self._client = client
-        self._on_change = on_change
         self._clock = clock
         self._automatic = names == AUTOMATIC
         self._policy = Policy()
@@ -73,7 +67,7 @@ class SchedulerNames:
         if names != self._policy.schedulers:
             log.info("scheduler names changed", extra={"names": sorted(names)})
             self._policy = Policy(names)
-            self._on_change()
+            self.on_change()
 
     async def run(self) -> None:
         """Look for owners that came or went, until cancelled."""

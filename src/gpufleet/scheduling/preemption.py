@@ -5,9 +5,8 @@ long as it still fits, first those that a disruption budget protects, then by pr
 is a victim, so the set is minimal: no victim can be spared. Two orders of equals are tried (those first that
 hold much of what is missing, those first that hold little), and where neither is provably the smallest set on
 a node with few candidates, all smaller sets are tried. Pods that are ending anyway make room for nothing and
-cost nothing. A gang that would fall below its minimum ends as a whole: the rest of it would only hold GPUs.
-Nodes are compared by broken budgets, then the highest priority hurt, then the number of victims, then GPUs
-taken, and equals by the scores of placement, so that replicas are spread here too.
+cost nothing. A gang that would fall below its minimum ends as a whole (`gang_victims`). Nodes are compared by
+`Cost`, and equals by the scores of placement, so that replicas are spread here too.
 
 A node's choice is kept until something that it depends on changes, so that thousand pods that ask the same
 question cost little more than one.
@@ -15,7 +14,7 @@ question cost little more than one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from itertools import accumulate, combinations
 from typing import Protocol
 
@@ -24,6 +23,7 @@ import msgspec
 from gpufleet.fleet.pods import Pod, gpus_requested
 from gpufleet.scheduling.affinity import all_terms_test
 from gpufleet.scheduling.budgets import Budgets
+from gpufleet.scheduling.gang_victims import GangVictims
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
 from gpufleet.scheduling.search import Search
 from gpufleet.scheduling.trial import Trial
@@ -34,30 +34,50 @@ CANDIDATES = 100
 EXACT = 10
 """Up to so many candidates on a node, all smaller sets of victims are tried."""
 
-_Cost = tuple[int, int, int, int, int, int, str]
+_LOWEST = -(2**31)
+"""The lowest priority there is."""
+
+
+class Cost(msgspec.Struct, frozen=True, order=True):
+    """What the end of some pods costs; smaller is better, and a field decides over all below it.
+
+    `priority` is the highest that is hurt, `priorities` the sum of all.
+    """
+
+    broken_budgets: int = 0
+    priority: int = _LOWEST
+    victims: int = 0
+    gpus: int = 0
+    priorities: int = 0
 
 
 class Choice(msgspec.Struct, frozen=True):
     """A node and the pods that must end there (none when pods that are ending already make the room).
 
-    `cost` is what is compared between nodes; smaller is better.
+    `worth` is what the scores say of the node without them; larger is better.
     """
 
     node: str
     victims: tuple[Pod, ...]
-    cost: _Cost
+    cost: Cost
+    worth: int = 0
 
     @classmethod
     def of(cls, node: str, victims: tuple[Pod, ...], broken_budgets: int = 0) -> Choice:
         """The choice with its cost."""
-        highest = max((victim.priority for victim in victims), default=-(2**31))
-        gpus = sum(gpus_requested(victim.shape) for victim in victims)
-        priorities = sum(victim.priority for victim in victims)
-        return cls(node, victims, (broken_budgets, highest, len(victims), gpus, priorities, 0, node))
+        cost = Cost(
+            broken_budgets,
+            max((victim.priority for victim in victims), default=_LOWEST),
+            len(victims),
+            sum(gpus_requested(victim.shape) for victim in victims),
+            sum(victim.priority for victim in victims),
+        )
+        return cls(node, victims, cost)
 
-    def on(self, worth: int) -> Choice:
-        """The choice with what the scores say of its node, which decides between equals."""
-        return Choice(self.node, self.victims, (*self.cost[:5], -worth, self.node))
+    @property
+    def merit(self) -> tuple[Cost, int]:
+        """What is compared between nodes: the cost, and between equals the worth. Smaller is better."""
+        return self.cost, -self.worth
 
 
 class Room(Protocol):
@@ -83,6 +103,7 @@ class Preemption:
     def __init__(self, trial: Trial, budgets: Budgets) -> None:
         self._trial = trial
         self._budgets = budgets
+        self._gangs = GangVictims(trial)
         self._known: dict[Hashable, dict[str, _Known]] = {}
         self._limit = max(CANDIDATES, len(trial.nodes) // 10)
 
@@ -91,19 +112,20 @@ class Preemption:
         search = self._trial.search(pod)
         choices = self._local_choices(pod, search)
         if search.checks_locally:
-            return min(choices, key=_cost, default=None)
+            return min(choices, key=_rank, default=None)
         best: Choice | None = None
-        for likely in sorted(choices, key=lambda choice: (choice.cost[:-1], self._apart(choice, search))):
-            if best is not None and best.cost[:-1] <= likely.cost[:-1]:
+
+        def promising(choice: Choice) -> tuple[tuple[Cost, int], int, str]:
+            """Among equals, nodes that pods elsewhere do not rule out: no victim need change that."""
+            return choice.merit, 1 if search.ruled_out(choice.node) else 0, choice.node
+
+        for likely in sorted(choices, key=promising):
+            if best is not None and best.merit <= likely.merit:
                 break
             choice = self._verified(pod, likely)
-            if choice is not None and (best is None or choice.cost < best.cost):
+            if choice is not None and (best is None or _rank(choice) < _rank(best)):
                 best = choice
         return best
-
-    def _apart(self, choice: Choice, search: Search) -> tuple[bool, str]:
-        """Nodes that pods elsewhere do not rule out come first: no victim need change that."""
-        return search.ruled_out(choice.node), choice.node
 
     def fits_after(self, pod: Pod, node: str, gone: Collection[Pod]) -> bool:
         """Whether `pod` fits on `node` once the pods `gone` are gone from there."""
@@ -143,7 +165,7 @@ class Preemption:
 
     def _local_choices(self, pod: Pod, search: Search) -> list[Choice]:
         """A choice for each node by the filters that look at one node alone; some nodes if that is all."""
-        known = self._known.setdefault((self._trial.question(pod), pod.priority, self._spared_gang(pod)), {})
+        known = self._known.setdefault((self._trial.question(pod), pod.priority, self._gangs.own(pod)), {})
         limit = self._limit if search.checks_locally else len(self._trial.nodes)
         choices: list[Choice] = []
         for node in self._trial.nodes:
@@ -155,13 +177,6 @@ class Preemption:
                 if len(choices) == limit:
                     break
         return choices
-
-    def _spared_gang(self, pod: Pod) -> str:
-        """The pod's own gang, where it has members that would be victims otherwise."""
-        if pod.gang is None:
-            return ""
-        mates = self._trial.mates(pod.gang_key)
-        return pod.gang_key if any(mate.node and mate.priority < pod.priority for mate in mates) else ""
 
     def _holds_still(self, entry: _Known) -> bool:
         return (
@@ -177,9 +192,10 @@ class Preemption:
             bare = account.without([other.key for other in (*lower, *ending)])
             if search.allows(bare):
                 choice = self._cheapest(pod, account, lower, lambda: _LocalRoom(search, bare))
-                choice = self._smaller(pod, account, lower, bare, choice).on(search.worth(bare))
+                choice = self._smaller(pod, account, lower, bare, choice)
+                choice = msgspec.structs.replace(choice, worth=search.worth(bare))
         gangs = sorted({other.gang_key for other in lower if other.gang is not None})
-        removable = self._whole(lower, pod.priority)
+        removable = self._gangs.completed(lower, pod.priority)
         return _Known(
             choice,
             account,
@@ -213,25 +229,27 @@ class Preemption:
         protected = {other.key for other in self._budgets.broken_by(sorted(lower, key=_least_dear))}
 
         def choice(sign: int) -> Choice:
-            def order(other: Pod) -> tuple[bool, int, int, float, str]:
-                kept_last = other.key not in protected
-                return (kept_last, -other.priority, sign * weight[other.key], other.created, other.key)
+            def order(other: Pod) -> tuple[int, int, int, float, str]:
+                turn = 0 if other.key in protected else 1
+                return (turn, -other.priority, sign * weight[other.key], other.created, other.key)
 
             victims = self._unspared(sorted(lower, key=order), room())
             return self._choice(account.name, victims, pod.priority)
 
         first = choice(1)
-        return min(first, choice(-1), key=_cost) if len(set(weight.values())) > 1 else first
+        return min(first, choice(-1), key=_rank) if len(set(weight.values())) > 1 else first
 
     def _smaller(
         self, pod: Pod, account: NodeAccount, lower: list[Pod], bare: NodeAccount, best: Choice
     ) -> Choice:
         """The cheapest of all smaller sets of victims, where there could be one and not too many to try."""
-        broken, count = best.cost[0], len(best.victims)
-        if len(lower) > EXACT or not (broken or count > _fewest(_shortage(pod, account), lower)):
+        # As many victims are cheaper only if they break fewer budgets.
+        largest = len(best.victims) if best.cost.broken_budgets else len(best.victims) - 1
+        smallest = 0 if best.cost.broken_budgets else _fewest(_shortage(pod, account), lower)
+        if len(lower) > EXACT or largest < smallest:
             return best
         search = self._trial.search(pod)
-        for size in range(min(len(lower), count - (not broken)) + 1):
+        for size in range(min(len(lower), largest) + 1):
             for victims in combinations(lower, size):
                 choice = self._choice(account.name, victims, pod.priority)
                 if choice.cost < best.cost:
@@ -241,65 +259,24 @@ class Preemption:
         return best
 
     def _choice(self, node: str, victims: Iterable[Pod], below: int) -> Choice:
-        whole = self._whole(victims, below)
+        whole = self._gangs.completed(victims, below)
         return Choice.of(node, whole, len(self._budgets.broken_by(whole)))
 
     def _unspared(self, ordered: Sequence[Pod], room: Room) -> list[Pod]:
         """Who remains a victim after everyone was put back, in order, as long as the pod still fits."""
         victims = {other.key: other for other in ordered}
-        for group in self._groups(ordered):
-            if not all(other.key in victims for other in group) or self._dragged(group, victims.values()):
+        for group in self._gangs.groups(ordered):
+            if not all(other.key in victims for other in group):
                 continue
-            if room.spare(group):
+            if not self._gangs.ends_anyway(group, victims.values()) and room.spare(group):
                 for other in group:
                     del victims[other.key]
         return list(victims.values())
 
-    def _dragged(self, group: Sequence[Pod], victims: Iterable[Pod]) -> bool:
-        """Whether pods that are put back would end all the same, because too few of their gang remain."""
-        gang = group[0].gang_key
-        if not gang:
-            return False
-        others = sum(victim.gang_key == gang for victim in victims) - len(group)
-        return others > 0 and others > self._spare(gang)
 
-    def _groups(self, ordered: Sequence[Pod]) -> Iterator[Sequence[Pod]]:
-        """Who is put back together: a gang as a whole, else as many as keep it alive, then one by one."""
-        gangs: dict[str, list[Pod]] = {}
-        for other in ordered:
-            if other.gang is not None:
-                gangs.setdefault(other.gang_key, []).append(other)
-        for other in ordered:
-            members = gangs.get(other.gang_key, [])
-            if members and members[0] is other:
-                yield members
-                needed = len(members) - self._spare(other.gang_key)
-                if 1 < needed < len(members):
-                    yield members[:needed]
-            yield (other,)
-
-    def _spare(self, gang: str) -> int:
-        """How many pods of a gang may end before it falls below its minimum."""
-        mates = self._trial.mates(gang)
-        return len(mates) - max(
-            (mate.gang.minimum or 0 for mate in mates if mate.gang is not None), default=0
-        )
-
-    def _whole(self, victims: Iterable[Pod], below: int) -> tuple[Pod, ...]:
-        """The victims and the rest of each gang that would fall below its minimum without them, by name.
-
-        Only mates of a priority lower than `below` are added: preemption never reaches further up.
-        """
-        chosen = {victim.key: victim for victim in victims}
-        gangs: dict[str, int] = {}
-        for victim in chosen.values():
-            if victim.gang is not None:
-                gangs[victim.gang_key] = gangs.get(victim.gang_key, 0) + 1
-        for gang, count in gangs.items():
-            if count > self._spare(gang):
-                mates = (mate for mate in self._trial.mates(gang) if mate.node)
-                chosen.update((mate.key, mate) for mate in mates if mate.priority < below)
-        return tuple(sorted(chosen.values(), key=lambda victim: victim.key))
+def _rank(choice: Choice) -> tuple[tuple[Cost, int], str]:
+    """For a strict order: equals go by the name of the node."""
+    return choice.merit, choice.node
 
 
 def _take_away(ledger: Ledger, gone: Collection[Pod]) -> None:
@@ -307,10 +284,6 @@ def _take_away(ledger: Ledger, gone: Collection[Pod]) -> None:
     for name, account in list(ledger.accounts.items()):
         if not keys.isdisjoint(account.pods):
             ledger.remove(name, keys)
-
-
-def _cost(choice: Choice) -> _Cost:
-    return choice.cost
 
 
 def _ending(account: NodeAccount) -> list[Pod]:

@@ -231,3 +231,19 @@ def test_an_object_that_does_not_decode_is_told_until_it_does_or_is_gone() -> No
     late: list[str] = []
     informer.subscribe(lambda change: late.append(change.key), lambda key, node: late.append(key))
     assert late == []
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_only_a_kind_that_a_cluster_need_not_serve_counts_as_empty_until_it_does(optional: bool) -> None:
+    async def story() -> None:
+        missing = ApiError(status=404, reason="NotFound", message="page not found")
+        script = Script(("list", missing), ("list", missing))
+        informer = Informer(script, PODS, Pod, optional=optional)
+        task = asyncio.create_task(informer.run())
+        await asyncio.wait_for(script.finished.wait(), 10)
+        assert informer._synced.is_set() == optional
+        assert len(script.asked) == 3, "it goes on asking"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(story())

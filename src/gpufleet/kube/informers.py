@@ -50,7 +50,8 @@ class Informer(Generic[T]):
     """A local copy of the objects of one kind, kept by `run`.
 
     `namespace`, `labels` and `fields` narrow the collection; `indexes` name functions from an object to the
-    values it is looked up by. All methods belong to the event loop that runs `run`.
+    values it is looked up by. An `optional` kind need not be served: until it is, there are none. All methods
+    belong to the event loop that runs `run`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Informer(Generic[T]):
         fields: str = "",
         indexes: Mapping[str, Callable[[T], Iterable[str]]] | None = None,
         watch_seconds: int | None = None,
+        optional: bool = False,
     ) -> None:
         self.kind = kind
         self.resource_version = ""
@@ -76,6 +78,7 @@ class Informer(Generic[T]):
         self._labels = labels
         self._fields = fields
         self._watch_seconds = watch_seconds
+        self._optional = optional
         self._store: Store[T] = Store(indexes)
         self._handlers: list[Callable[[Change[T]], None]] = []
         self._unread_handlers: list[Unread] = []
@@ -129,14 +132,19 @@ class Informer(Generic[T]):
     async def _relist(self) -> None:
         # The first list may come from the server's memory; later ones must not go back in time.
         version = "" if self.relists else "0"
-        listing = await self._client.list(
-            self.kind,
-            self._namespace,
-            labels=self._labels,
-            fields=self._fields,
-            type=self._type,
-            resource_version=version,
-        )
+        try:
+            listing = await self._client.list(
+                self.kind,
+                self._namespace,
+                labels=self._labels,
+                fields=self._fields,
+                type=self._type,
+                resource_version=version,
+            )
+        except ApiError as error:
+            if error.not_found and self._optional:
+                self._synced.set()
+            raise
         self.relists += 1
         INFORMER_RELISTS.labels(self.kind.plural).inc()
         if listing.skipped:

@@ -47,13 +47,14 @@ class Assumption(msgspec.Struct, frozen=True):
 
 class Source(msgspec.Struct, frozen=True):
     """One kind that a snapshot is made of: how it is decoded and who takes its changes, and who is told of
-    objects that do not decode.
+    objects that do not decode. There are none of an `optional` kind where the cluster does not serve it.
     """
 
     kind: Kind
     type: type[Any]
     handler: Callable[[Change[Any]], None]
     unread: Unread | None = None
+    optional: bool = False
 
 
 class SnapshotBuilder:
@@ -85,7 +86,7 @@ class SnapshotBuilder:
         """The kinds to list and watch."""
         return (
             Source(kinds.NODES, objects.Node, self.node_changed),
-            Source(kinds.GPU_NODES, GPUNode, self.gpu_node_changed),
+            Source(kinds.GPU_NODES, GPUNode, self.gpu_node_changed, optional=True),
             Source(kinds.PODS, objects.Pod, self.pod_changed, self.pod_unread),
             Source(kinds.NAMESPACES, objects.Namespace, self.namespace_changed),
             self._table(
@@ -361,14 +362,14 @@ def _shown(pod: Pod | None) -> Pod | tuple[str, str] | None:
 
 
 async def load_snapshot(client: Client) -> tuple[Snapshot, SnapshotBuilder]:
-    """A snapshot from one list of each kind; kinds that the cluster does not serve are left out."""
+    """A snapshot from one list of each kind."""
     builder = SnapshotBuilder()
 
     async def load(source: Source) -> None:
         try:
             listing = await client.list(source.kind, type=source.type)
         except ApiError as error:
-            if error.not_found:
+            if error.not_found and source.optional:
                 return
             raise
         if source.unread is not None:

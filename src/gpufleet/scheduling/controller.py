@@ -161,6 +161,6 @@ class SchedulingController:
 
 
 def _informer(client: Client, source: Any) -> Informer[Any]:
-    informer: Informer[Any] = Informer(client, source.kind, source.type)
+    informer: Informer[Any] = Informer(client, source.kind, source.type, optional=source.optional)
     informer.subscribe(source.handler, source.unread)
     return informer

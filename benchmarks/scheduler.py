@@ -28,7 +28,8 @@ from benchmarks.rounds import Round, measure, prepare_namespace
 import gpufleet
 from gpufleet.kube.client import Client
 from gpufleet.kube.config import load_config
-from gpufleet.kube.crds import custom_resources, establish
+from gpufleet.kube.crds import establish
+from gpufleet.kube.custom_resources import custom_resources
 from gpufleet.local.components import SIMULATED_NODES
 from gpufleet.local.controlplane import KUBERNETES_VERSION
 from gpufleet.local.fleetfile import load_fleet

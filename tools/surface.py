@@ -78,9 +78,9 @@ def exit_codes() -> Mapping[int, str]:
 
 def custom_resources() -> list[dict[str, Any]]:
     """The CustomResourceDefinitions that gpufleet installs."""
-    from gpufleet.kube import crds
+    from gpufleet.kube.custom_resources import custom_resources as definitions
 
-    return crds.custom_resources()
+    return definitions()
 
 
 def fields(schema: Schema, definitions: Schema, path: str = "") -> Iterator[Field]:

@@ -14,7 +14,8 @@ from msgspec import Meta
 from tests.contract.servers import ControlPlane
 
 from gpufleet.kube.client import ApiError, Client
-from gpufleet.kube.crds import Column, CustomResource, Rule, crd_manifest, custom_resources, establish
+from gpufleet.kube.crds import Column, CustomResource, Rule, crd_manifest, establish
+from gpufleet.kube.custom_resources import custom_resources
 from gpufleet.kube.kinds import CRDS, Kind
 from gpufleet.kube.objects import ObjectMeta
 from gpufleet.kube.objects.meta import APIStruct, Condition

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from msgspec import Meta
 
-from gpufleet.kube.crds import CustomResource, crd_manifest, custom_resources
+from gpufleet.kube.crds import CustomResource, crd_manifest
+from gpufleet.kube.custom_resources import custom_resources
 from gpufleet.kube.kinds import Kind
 from gpufleet.kube.objects import Condition, ObjectMeta
 from gpufleet.kube.schemas import Rule, schema_of

@@ -1,13 +1,12 @@
 """Custom resources: one value per kind, and from it the CustomResourceDefinition that the cluster gets.
 
 A definition is generated, never written: the Python type that gpufleet decodes is the type that the API
-server validates. `custom_resources` is the list that `up`, `install` and the Helm chart share.
+server validates. The list of ours is in `custom_resources`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,13 +18,12 @@ from gpufleet.kube.errors import ApiError
 from gpufleet.kube.kinds import CRDS, Kind
 from gpufleet.kube.schemas import Rule, description_of, schema_of
 
-__all__ = ["Column", "CustomResource", "Rule", "crd_manifest", "custom_resources", "establish"]
+__all__ = ["Column", "CustomResource", "Rule", "crd_manifest", "establish"]
 
 CATEGORY = "gpufleet"
 FIELD_MANAGER = "gpufleet-crds"
 ESTABLISHED_WITHIN = 30.0
 
-_DEFINITIONS = (("gpufleet.kube.gpunode", "GPU_NODE"),)
 _VERSION_TEXT = "The version of the schema of this object."
 _KIND_TEXT = "The kind of this object."
 
@@ -94,11 +92,6 @@ def crd_manifest(resource: CustomResource) -> dict[str, Any]:
             "versions": [version],
         },
     }
-
-
-def custom_resources() -> list[dict[str, Any]]:
-    """The CustomResourceDefinitions of gpufleet."""
-    return [crd_manifest(getattr(importlib.import_module(module), name)) for module, name in _DEFINITIONS]
 
 
 async def establish(client: Client, definitions: Iterable[dict[str, Any]]) -> None:

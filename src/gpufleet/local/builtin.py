@@ -10,6 +10,7 @@ from typing import Any
 
 from gpufleet.kube import crds
 from gpufleet.kube.client import Client
+from gpufleet.kube.custom_resources import custom_resources
 from gpufleet.kube.kinds import PRIORITY_CLASSES
 
 FIELD_MANAGER = "gpufleet"
@@ -53,4 +54,4 @@ async def apply_builtin(client: Client) -> None:
     """Apply every built-in object and wait until the API server serves the custom resources."""
     for priority in priority_classes():
         await client.apply(PRIORITY_CLASSES, priority, field_manager=FIELD_MANAGER)
-    await crds.establish(client, crds.custom_resources())
+    await crds.establish(client, custom_resources())

@@ -9,7 +9,8 @@ import pytest
 from tests.contract.simnodes.fleet import FLEET, KubeletControlPlane, Opening, SimulatedNodes
 
 from gpufleet.kube.client import Client
-from gpufleet.kube.crds import custom_resources, establish
+from gpufleet.kube.crds import establish
+from gpufleet.kube.custom_resources import custom_resources
 from gpufleet.local.controlplane import locate
 
 COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager")

@@ -88,7 +88,7 @@ def carried_out(change: Change, snapshot: Snapshot, mates: list[Pod]) -> Snapsho
     ):
         raised = {p.key: msgspec.structs.replace(p, priority=int(match[1]) + 1) for p in mates}
         return msgspec.structs.replace(snapshot, unbound={**snapshot.unbound, **raised})
-    if match := re.fullmatch(r"end (\S+) (\S+) \((\d+) pods?\)", text):
+    if match := re.fullmatch(r"end (\S+) in (\S+) \((\d+) pods?\)", text):
         return _ended(snapshot, match[1], match[2], int(match[3]))
     if match := re.fullmatch(r"add (\d+) nodes? like (\S+) \(.*\)", text):
         model = msgspec.structs.replace(snapshot.nodes[match[2]], ready=True, unschedulable=False)
@@ -112,13 +112,17 @@ def _but(selector: tuple[tuple[str, str], ...], gone: object) -> tuple[tuple[str
     return tuple(item for item in selector if item != gone)
 
 
-def _ended(snapshot: Snapshot, kind: str, name: str, count: int) -> Snapshot:
+def _ended(snapshot: Snapshot, workload: str, namespace: str, count: int) -> Snapshot:
+    kind, name = workload.split("/")
+
     def belongs(p: Pod) -> bool:
-        if kind == "gang":
-            return p.gang_key == name
-        if kind == "pod":
-            return p.key == name and not p.gang and not p.owner_name
-        return (p.owner_kind, f"{p.namespace}/{p.owner_name}") == (kind, name) and not p.gang
+        if p.namespace != namespace:
+            return False
+        if p.owner_name:
+            return (p.owner_kind, p.owner_name) == (kind, name)
+        if p.gang:
+            return (kind, p.gang.name) == ("Gang", name)
+        return (kind, p.name) == ("Pod", name)
 
     gone = {p.key for p in pods_of(snapshot) if p.node in snapshot.nodes and not p.terminating and belongs(p)}
     assert len({key for key in gone if _asks_gpus(snapshot, key)}) == count
@@ -334,12 +338,22 @@ def test_workloads_are_offered_to_be_ended_lowest_priority_first() -> None:
     waiting = pod("p", gpus=4, priority=1, preempts=False)
     found = why(fleet(node("a", gpus=5), node("b", gpus=4), *running, waiting), "p")
     ends = [change.message for change in found.changes if change.kind == "end-workload"]
-    assert ends == ["end ReplicaSet default/web (2 pods)", "end gang default/train (2 pods)"]
+    assert ends == ["end ReplicaSet/web in default (2 pods)", "end Gang/train in default (2 pods)"]
 
 
 def test_the_pods_own_workload_is_not_offered_to_be_ended() -> None:
     mine = [pod(f"web-{i}", gpus=1, node="a", owner="web") for i in range(2)]
     assert "end-workload" not in messages(fleet(node("a", gpus=2), *mine, pod("p", gpus=1, owner="web")))
+    mates = [pod(f"w{i}", gpus=1, node="a", owner="workers", gang=gang("train", 2)) for i in range(2)]
+    driver = pod("p", gpus=1, owner="driver", gang=gang("train", 2))
+    assert "end-workload" not in messages(fleet(node("a", gpus=2), *mates, driver))
+
+
+def test_a_workload_has_one_name_whoever_tells_of_it() -> None:
+    running = pod("w0", gpus=2, node="a", owner="train", kind="Job", gang=gang("train-g", 1), priority=1)
+    found = why(fleet(node("a", gpus=2), running, pod("p", gpus=1)), "p")
+    assert [holder.workload for holder in found.holders] == ["Job/train"]
+    assert "end Job/train in default (1 pod)" in [change.message for change in found.changes]
 
 
 def test_what_a_pod_ahead_in_the_queue_would_take_is_not_offered() -> None:

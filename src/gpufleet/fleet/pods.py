@@ -149,6 +149,13 @@ class Pod(msgspec.Struct, frozen=True):
         return f"{self.namespace}/{self.gang.name}" if self.gang else ""
 
     @property
+    def workload(self) -> str:
+        """What people call what the pod belongs to: its owner `Kind/name`, its gang, or the pod itself."""
+        if self.owner_name:
+            return f"{self.owner_kind}/{self.owner_name}"
+        return f"Gang/{self.gang.name}" if self.gang else f"Pod/{self.name}"
+
+    @property
     def gang_part(self) -> tuple[str, str]:
         """The gang and the owner of the pod: a gang may have several, and another one in its next run."""
         return self.gang_key, self.owner

@@ -45,6 +45,8 @@ class Change(msgspec.Struct, frozen=True):
 
 _Candidate = tuple[Change, Snapshot]
 _Edit = Callable[[PodShape], PodShape]
+_Workload = tuple[str, str]
+"""A namespace and `Pod.workload`."""
 
 
 def helpful_changes(
@@ -164,22 +166,30 @@ class _Asking:
                 break
 
     def _without_others(self) -> Iterator[_Candidate]:
-        groups: dict[str, list[Pod]] = {}
+        groups: dict[_Workload, list[Pod]] = {}
         for name in self._accounts:
             for other in self._snapshot.pods_by_node.get(name, {}).values():
-                if not other.terminating and gpus_requested(other.shape):
-                    groups.setdefault(_group(other), []).append(other)
-        groups.pop(_group(self._pod), None)
+                if not other.terminating and gpus_requested(other.shape) and not self._is_ours(other):
+                    groups.setdefault((other.namespace, other.workload), []).append(other)
         trial = Trial(self._after)
         searches = {trial.question(pod): trial.search(pod) for pod in self._unit.pods}.values()
         tries = 0
-        for group, members in sorted(groups.items(), key=_least_dear):
+        for (namespace, workload), members in sorted(groups.items(), key=_least_dear):
             keys = {member.key for member in members}
             accounts = [self._accounts[name].without(keys) for name in {member.node for member in members}]
             if tries < TRIES and any(s.allows(account) for s in searches for account in accounts):
                 tries += 1
                 if self._fits(changed := self._without_pods(keys)):
-                    yield Change("end-workload", f"end {group} ({_pods(len(keys))})"), changed
+                    yield (
+                        Change("end-workload", f"end {workload} in {namespace} ({_pods(len(keys))})"),
+                        changed,
+                    )
+
+    def _is_ours(self, other: Pod) -> bool:
+        """Whether a pod is of the gang or the workload that asks."""
+        if self._pod.gang is not None and other.gang_key == self._pod.gang_key:
+            return True
+        return (other.namespace, other.workload) == (self._pod.namespace, self._pod.workload)
 
     def _more_nodes(self) -> Iterator[_Candidate]:
         """Empty copies of a node of each kind that the pod could use, as few as are enough."""
@@ -292,15 +302,9 @@ def _copies(node: Node, count: int) -> Iterator[Node]:
         yield msgspec.structs.replace(node, name=name, labels=labels)
 
 
-def _least_dear(item: tuple[str, list[Pod]]) -> tuple[int, int, str]:
+def _least_dear(item: tuple[_Workload, list[Pod]]) -> tuple[int, int, _Workload]:
     group, members = item
     return max(member.priority for member in members), len(members), group
-
-
-def _group(pod: Pod) -> str:
-    if pod.gang is not None:
-        return f"gang {pod.gang_key}"
-    return f"{pod.owner_kind} {pod.namespace}/{pod.owner_name}" if pod.owner_name else f"pod {pod.key}"
 
 
 def _pods(count: int) -> str:

@@ -140,7 +140,7 @@ def _holders(ledger: Ledger, pod: Pod) -> Iterator[Holder]:
         for other in ledger.accounts[node].pods.values():
             amount = dict(other.shape.requests).get(resource, 0)
             if amount:
-                group = (other.namespace, workload_of(other), resource, other.priority)
+                group = (other.namespace, other.workload, resource, other.priority)
                 groups.setdefault(group, []).append((node, other, amount))
     for (namespace, workload, resource, priority), members in sorted(groups.items(), key=_by_amount):
         yield Holder(
@@ -157,13 +157,6 @@ def _holders(ledger: Ledger, pod: Pod) -> Iterator[Holder]:
 
 def _by_amount(item: tuple[tuple[str, str, str, int], Sequence[tuple[str, Pod, int]]]) -> tuple[int, object]:
     return (-sum(amount for _, _, amount in item[1]), item[0])
-
-
-def workload_of(pod: Pod) -> str:
-    """What people call the thing a pod belongs to: its owner `Kind/name`, its gang, or the pod itself."""
-    if pod.owner_name:
-        return f"{pod.owner_kind}/{pod.owner_name}"
-    return f"Gang/{pod.gang.name}" if pod.gang else f"Pod/{pod.name}"
 
 
 def _explanation(

@@ -29,6 +29,7 @@ from gpufleet.scheduling.nominations import Nominations, Waiting
 from gpufleet.scheduling.placing import Placement
 from gpufleet.scheduling.preemption import Choice
 from gpufleet.scheduling.trial import Trial
+from gpufleet.scheduling.volumes import claim_keys
 
 _NOT_HELPED_BY_CAPACITY = frozenset({
     "SchedulingGated", "GangIncomplete", "GangInvalid", "DynamicResources", "ClaimNotFound", "ClaimUnbound",
@@ -159,7 +160,7 @@ class _Cycle:
 
     def _claims_unbound(self, pod: Pod) -> bool:
         claims = self.trial.snapshot.claims
-        return any(claims[f"{pod.namespace}/{name}"].phase != "Bound" for name in pod.shape.claims)
+        return any(claims[key].phase != "Bound" for key in claim_keys(pod))
 
     def _partly(self, unit: Unit, pods: Sequence[Pod], placements: Sequence[Placement]) -> tuple[Reason, ...]:
         """Why a gang is not placed, on the trial that still holds the part that was."""

@@ -43,12 +43,14 @@ class Stock:
         """
         mine = self._mine or [self._volumes[n] for n, claim in promised.items() if claim == self._claim.key]
         if mine:
-            reached = (volume for volume in mine if volume.name not in taken and _reaches(volume, node))
+            reached = (
+                volume for volume in mine if volume.name not in taken and _affinity_admits(volume, node)
+            )
             return next(reached, None) or out_of_reach(mine[0])
         candidates = (
             volume
             for volume in self._by_node.near(node.labels)
-            if volume.name not in taken and volume.name not in promised and _reaches(volume, node)
+            if volume.name not in taken and volume.name not in promised and _affinity_admits(volume, node)
         )
         return min(candidates, key=lambda volume: (volume.capacity, volume.name), default=None)
 
@@ -155,7 +157,8 @@ def _is_free(volume: Volume, claim: Claim) -> bool:
     )
 
 
-def _reaches(volume: Volume, node: Node) -> bool:
+def _affinity_admits(volume: Volume, node: Node) -> bool:
+    """By node affinity alone: zone labels bind only volumes that are bound, as in kube-scheduler."""
     return volume.node_affinity is None or volume.node_affinity.matches(node.name, node.labels)
 
 

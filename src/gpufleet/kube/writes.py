@@ -55,8 +55,7 @@ async def evict(client: Client, pod: Pod, *, message: str, now: float) -> None:
     try:
         await _patch_status(client, pod, {"conditions": [condition]})
     except ApiError as error:
-        # The deletion is bound to the uid, so it finds out which conflict this was.
-        if not (error.not_found or error.conflict):
+        if not (error.not_found or _is_another(error)):
             raise
     await client.delete(kinds.PODS, pod.name, pod.namespace, uid=pod.uid, missing_ok=True)
 
@@ -98,6 +97,12 @@ async def _patch_status(client: Client, pod: Pod, status: dict[str, object]) -> 
     # The uid in the patch makes the server refuse it for another pod of the same name.
     patch = {"metadata": {"uid": pod.uid}, "status": status}
     await client.patch(kinds.PODS, pod.name, patch, pod.namespace, strategy="strategic", subresource="status")
+
+
+def _is_another(error: ApiError) -> bool:
+    """Whether a patch was refused because of the uid in it. The server says that a uid cannot be changed."""
+    causes = error.details.causes if error.details else ()
+    return error.conflict or any(cause.field == "metadata.uid" for cause in causes)
 
 
 def _condition(type_: str, status: str, reason: str, message: str, now: float | None) -> dict[str, str]:

@@ -28,7 +28,7 @@ from tests.e2e.observer import Observer, Sighting
 
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.kinds import DEPLOYMENTS, GPU_NODES, NODES, PODS
-from gpufleet.kube.writes import DECISION_CONDITION
+from gpufleet.kube.values import DECISION_CONDITION
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -18,6 +18,7 @@ from gpufleet.kube import objects
 from gpufleet.kube.gpunode import GPUNode, GPUNodeStatus, GPUResource
 from gpufleet.kube.informers import Change
 from gpufleet.kube.snapshot import SnapshotBuilder
+from gpufleet.kube.values import DECISION_CONDITION
 
 NAMES = ("p0", "p1", "p2")
 NODES = ("a", "b")
@@ -385,6 +386,17 @@ def test_progress_of_a_pod_is_kept_and_announced_to_nobody() -> None:
     watched.pod(manifest(node="a", phase="Succeeded"))
     assert watched.changes == changes + 1
     assert not watched.builder.snapshot().pods_by_node
+
+
+def test_what_a_pod_was_told_is_kept_and_announced_to_nobody() -> None:
+    """Else every report would be the cause of the next decision."""
+    watched = Watched()
+    watched.pod(manifest())
+    changes = watched.changes
+    condition = objects.Condition(type=DECISION_CONDITION, status="False")
+    watched.pod(msgspec.structs.replace(manifest(), status=objects.PodStatus(conditions=(condition,))))
+    assert watched.builder.snapshot().unbound["default/p0"].reported
+    assert watched.changes == changes
 
 
 def test_pods_that_end_are_gone_from_the_snapshot_but_can_be_asked_for() -> None:

@@ -202,6 +202,16 @@ def test_new_nodes_help_against_a_shortage_but_not_against_a_missing_claim() -> 
     assert helped == {"gpu": True, "disk": False}
 
 
+def test_a_claim_that_is_being_deleted_stops_who_waits_and_not_who_runs() -> None:
+    going = claim("data", volume="pv", modes=["ReadWriteMany"], terminating=True)
+    runs, waits = pod("runs", claims=["data"], node="a"), pod("waits", claims=["data"])
+    found = plan(node("a"), runs, waits, **storage(claims=[going], volumes=[volume()]))
+    assert reports(found) == {"waits": ("ClaimTerminating",)}
+    (report,) = found.actions
+    assert isinstance(report, Unschedulable)
+    assert not report.helped_by_capacity
+
+
 def test_a_pod_with_resource_claims_is_left_alone_and_counted_where_it_runs() -> None:
     found = plan(
         node("a", gpus=1),

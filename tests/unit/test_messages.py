@@ -47,6 +47,7 @@ def test_every_way_in_which_a_node_is_out_has_words_in_both_tongues() -> None:
     of_pods = {
         "ClaimLost",
         "ClaimNotFound",
+        "ClaimTerminating",
         "ClaimUnbound",
         "DynamicResources",
         "NoNodes",

@@ -100,6 +100,13 @@ def test_a_lost_claim_stays_lost() -> None:
     assert problem(claim(volume="pv")) == gone
 
 
+@pytest.mark.parametrize("bound_to", ["", "pv"])
+def test_a_claim_that_is_being_deleted_takes_no_more_pods(bound_to: str) -> None:
+    going = claim(volume=bound_to, terminating=True)
+    expected = Block("ClaimTerminating", "claim default/data is being deleted")
+    assert problem(going, volumes=[volume()], classes=[waiting_class()]) == expected
+
+
 def test_a_claim_of_immediate_binding_must_be_bound_first() -> None:
     immediate = StorageClass("disk", "disk.example.com")
     assert problem(claim(), classes=[immediate]) == Block(

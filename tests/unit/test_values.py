@@ -351,6 +351,7 @@ def test_claims() -> None:
             "namespace": "team",
             "uid": "u",
             "annotations": {"volume.kubernetes.io/selected-node": "a"},
+            "deletionTimestamp": "2026-01-01T00:00:00Z",
         },
         "spec": {
             "storageClassName": "disk",
@@ -374,6 +375,7 @@ def test_claims() -> None:
         "Filesystem",
         selector(x="y"),
         "a",
+        terminating=True,
     )
     body["metadata"]["annotations"] = {"volume.beta.kubernetes.io/storage-class": "old"}
     assert storage.claim_value(msgspec.convert(body, objects.PersistentVolumeClaim)).storage_class == "old"

@@ -50,6 +50,7 @@ CODES: dict[str, str] = {
     "ClaimNotFound": "A PersistentVolumeClaim of the pod does not exist.",
     "ClaimUnbound": "A claim with immediate binding is not bound yet.",
     "ClaimLost": "The claim lost its volume.",
+    "ClaimTerminating": "The claim is being deleted; only the pods that use it already go on.",
     "StorageClassNotFound": "The claim names a storage class that does not exist.",
     "WaitingForVolume": "A node was chosen for the claim; its provisioner has not bound it yet.",
     "SchedulingGated": "The pod has scheduling gates; whoever set them must remove them.",

@@ -27,6 +27,7 @@ class Claim(msgspec.Struct, frozen=True):
     volume_mode: str = "Filesystem"
     selector: LabelSelector | None = None
     selected_node: str = ""
+    terminating: bool = False
 
     @property
     def key(self) -> str:

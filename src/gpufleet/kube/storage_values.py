@@ -28,6 +28,7 @@ def claim_value(claim: objects.PersistentVolumeClaim) -> Claim:
         volume_mode=spec.volume_mode,
         selector=label_selector(spec.selector) if spec.selector is not None else None,
         selected_node=meta.annotations.get(SELECTED_NODE, ""),
+        terminating=meta.deletion_timestamp is not None,
     )
 
 

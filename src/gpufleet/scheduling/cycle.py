@@ -33,7 +33,8 @@ from gpufleet.scheduling.volumes import claim_keys
 
 _NOT_HELPED_BY_CAPACITY = frozenset({
     "SchedulingGated", "GangIncomplete", "GangInvalid", "DynamicResources", "ClaimNotFound", "ClaimUnbound",
-    "ClaimLost", "StorageClassNotFound", "WaitingForVolume", "WaitingForVictims", "BindFailed",
+    "ClaimLost", "ClaimTerminating", "StorageClassNotFound", "WaitingForVolume", "WaitingForVictims",
+    "BindFailed",
 })  # fmt: skip
 
 

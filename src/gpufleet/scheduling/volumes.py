@@ -188,6 +188,8 @@ def _missing(key: str) -> Block:
 def _problem(claim: Claim, snapshot: Snapshot) -> Block | None:
     if claim.phase == "Lost":
         return Block("ClaimLost", f"claim {claim.key} lost its volume {claim.volume}".rstrip())
+    if claim.terminating:
+        return Block("ClaimTerminating", f"claim {claim.key} is being deleted")
     if claim.phase == "Bound":
         if claim.volume in snapshot.volumes:
             return None

@@ -17,6 +17,7 @@ from gpufleet.local.ports import free_ports
 
 SCHEDULER_NAME = "bench"
 REQUESTS_PER_SECOND = 5000
+OURS, PEER = "gpufleet", "kube-scheduler"
 
 
 def gpufleet(fleet: Fleet) -> list[str]:
@@ -25,7 +26,7 @@ def gpufleet(fleet: Fleet) -> list[str]:
         *(sys.executable, "-P", "-m", "gpufleet.controller", "--rooms=scheduling", "--metrics-port=0"),
         *("--no-leader-election", f"--qps={REQUESTS_PER_SECOND}", f"--burst={REQUESTS_PER_SECOND}"),
         f"--kubeconfig={fleet.kubeconfig}",
-        f"--ready-file={fleet.layout.ready_file('gpufleet')}",
+        f"--ready-file={fleet.layout.ready_file(OURS)}",
         f"--scheduler-names={SCHEDULER_NAME}",
     ]
 
@@ -47,7 +48,7 @@ def kube_scheduler(fleet: Fleet) -> list[str]:
     path.write_text(json.dumps(configuration))
     [port] = free_ports(1)
     return [
-        *fleet.programs["kube-scheduler"],
+        *fleet.programs[PEER],
         f"--config={path}",
         "--bind-address=127.0.0.1",
         f"--secure-port={port}",
@@ -66,7 +67,7 @@ def null_binder(fleet: Fleet) -> list[str]:
 
 
 CONTENDERS: dict[str, Callable[[Fleet], list[str]]] = {
-    "gpufleet": gpufleet,
-    "kube-scheduler": kube_scheduler,
+    OURS: gpufleet,
+    PEER: kube_scheduler,
     "null binder": null_binder,
 }

@@ -11,13 +11,14 @@ import argparse
 import time
 from collections.abc import Callable
 
+from benchmarks.nodes import GPUS_PER_NODE
+
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind
 from gpufleet.fleet.pods import GangRef, Pod, PodShape
 from gpufleet.fleet.snapshot import Snapshot, snapshot_of
 from gpufleet.scheduling.cycle import Policy, decide
 
-GPUS_PER_NODE = 8
 GANG_PODS = 8
 
 
@@ -56,7 +57,7 @@ def mixed_sizes(node_count: int) -> Snapshot:
 def gangs(node_count: int) -> Snapshot:
     """Gangs of 8 pods of 8 GPUs each, for half of the fleet."""
     pods = tuple(
-        pod(index, GPUS_PER_NODE, gang=GangRef(f"bench/gang-{index // GANG_PODS:04}", GANG_PODS, "label"))
+        pod(index, GPUS_PER_NODE, gang=GangRef(f"gang-{index // GANG_PODS:04}", GANG_PODS, "label"))
         for index in range(node_count // 2 // GANG_PODS * GANG_PODS)
     )
     return snapshot_of(nodes(node_count), pods)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -79,13 +79,18 @@ class Fleet:
 
     def resident_mib(self) -> dict[str, float]:
         """Resident memory of each program with its children, in MiB."""
+        return self._sums(lambda process: process.memory_info().rss / 2**20)
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Processor time that each program has used with its children, those that have ended included."""
+        return self._sums(lambda process: sum(process.cpu_times()[:4]))
+
+    def _sums(self, measure: Callable[[psutil.Process], float]) -> dict[str, float]:
         found = {}
         for name, process in self.running.items():
             with contextlib.suppress(psutil.Error):
                 root = psutil.Process(process.pid)
-                found[name] = (
-                    sum(one.memory_info().rss for one in (root, *root.children(recursive=True))) / 2**20
-                )
+                found[name] = sum(measure(one) for one in (root, *root.children(recursive=True)))
         return found
 
 

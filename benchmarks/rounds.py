@@ -11,7 +11,8 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 import psutil
@@ -23,6 +24,8 @@ from benchmarks.nullbinder import Pod
 from gpufleet.kube.client import Client
 from gpufleet.kube.kinds import EVENTS, NAMESPACES, PODS, SERVICE_ACCOUNTS
 from gpufleet.kube.objects.meta import ObjectMeta, PartialObject
+
+T = TypeVar("T")
 
 NAMESPACE = "bench"
 CONNECTIONS = 64
@@ -159,9 +162,8 @@ async def empty(client: Client) -> None:
 
 def cpu_seconds(fleet: Fleet) -> dict[str, float]:
     """Processor time that each program has used so far; the benchmark itself is the observer."""
-    used = {name: psutil.Process(process.pid).cpu_times() for name, process in fleet.running.items()}
-    used["observer"] = psutil.Process().cpu_times()
-    return {name: times.user + times.system for name, times in used.items()}
+    own = psutil.Process().cpu_times()
+    return {**fleet.cpu_seconds(), "observer": own.user + own.system}
 
 
 async def watch_memory(fleet: Fleet, peak: dict[str, float]) -> None:
@@ -170,6 +172,22 @@ async def watch_memory(fleet: Fleet, peak: dict[str, float]) -> None:
         for name, mib in fleet.resident_mib().items():
             peak[name] = max(mib, peak.get(name, 0.0))
         await asyncio.sleep(0.25)
+
+
+async def watched(work: Coroutine[Any, Any, T], *watches: Coroutine[Any, Any, None]) -> T:
+    """What `work` returns while `watches` run; what a watch raises is raised here and ends the work."""
+    working = asyncio.create_task(work)
+    watching = [asyncio.create_task(watch) for watch in watches]
+    try:
+        done, _ = await asyncio.wait((working, *watching), return_when=asyncio.FIRST_COMPLETED)
+        for watch in watching:
+            if watch in done:
+                await watch
+        return await working
+    finally:
+        for task in (working, *watching):
+            task.cancel()
+        await asyncio.gather(working, *watching, return_exceptions=True)
 
 
 async def measure(fleet: Fleet, client: Client, contender: str, argv: Sequence[str], pods: int) -> Round:
@@ -191,20 +209,17 @@ async def _bind(
 ) -> Round:
     observer = Observer(client)
     version = (await client.list(PODS, NAMESPACE, type=PartialObject)).resource_version
-    tasks = [
-        asyncio.create_task(observer.watch_pods(version)),
-        asyncio.create_task(observer.watch_events(version)),
-        asyncio.create_task(watch_memory(fleet, peak)),
-    ]
-    await asyncio.sleep(0.2)
-    before, started = cpu_seconds(fleet), time.perf_counter()
-    try:
+
+    async def work() -> tuple[dict[str, float], float, dict[str, float]]:
+        await asyncio.sleep(0.2)
+        before, started = cpu_seconds(fleet), time.perf_counter()
         created = await create_pods(client, names)
         await observer.wait_for(len(names), fleet, contender)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        return before, started, created
+
+    before, started, created = await watched(
+        work(), observer.watch_pods(version), observer.watch_events(version), watch_memory(fleet, peak)
+    )
     after = cpu_seconds(fleet)
     check_capacity(contender, observer.node_of)
     seconds = max(observer.bound_at.values()) - started

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import psutil
 import uvloop
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, OURS, PEER
 from benchmarks.fleet import Fleet, fleet, report
 from benchmarks.nodes import create_nodes, wait_for_nodes
 from benchmarks.rounds import Round, measure, prepare_namespace
@@ -35,7 +35,6 @@ from gpufleet.local.controlplane import KUBERNETES_VERSION
 from gpufleet.local.fleetfile import load_fleet
 
 RESULTS = Path(__file__).resolve().parent / "results"
-OURS, PEER, CEILING = "gpufleet", "kube-scheduler", "null binder"
 
 
 async def run_rounds(one: Fleet, options: argparse.Namespace) -> list[Round]:
@@ -154,7 +153,7 @@ def write_results(options: argparse.Namespace, rounds: list[Round]) -> Path:
         "rounds": msgspec.to_builtins(rounds),
     }
     kind = "silent-nodes" if options.silent_nodes else "fleet"
-    path: Path = options.results / f"scheduler-{kind}-{now.date().isoformat()}.json"
+    path: Path = options.results / f"scheduler-{kind}-{now:%Y-%m-%d-%H%M%S}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path

@@ -311,11 +311,6 @@ def test_a_node_that_is_not_ready_is_reported_as_that_and_not_by_its_taint() -> 
     assert block.code == "NodeNotReady"
 
 
-def test_gates_are_named() -> None:
-    problem = pod_problem(pod(gates=["quota", "image"]), ledger([node()]))
-    assert problem == Block("SchedulingGated", "gates quota, image")
-
-
 def test_pods_with_resource_claims_are_left_to_kube_scheduler() -> None:
     problem = pod_problem(pod(resource_claims=True), ledger([node()]))
     assert problem is not None

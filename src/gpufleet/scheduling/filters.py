@@ -22,9 +22,7 @@ _UNREACHABLE = Taint("node.kubernetes.io/unreachable", "NoSchedule")
 
 
 def pod_problem(pod: Pod, ledger: Ledger) -> Block | None:
-    """Why the pod cannot be placed whatever the node, or None."""
-    if pod.gates:
-        return Block("SchedulingGated", f"gates {', '.join(pod.gates)}")
+    """Why the pod, which has no gates, cannot be placed whatever the node, or None."""
     if pod.shape.resource_claims:
         return Block("DynamicResources", "the pod uses ResourceClaims")
     problem = volumes.volume_problem(pod, ledger.snapshot)

@@ -133,6 +133,8 @@ def test_backoff_doubles_per_key_up_to_a_bound_and_forgets() -> None:
     assert (queue.failures("a"), queue.failures("b")) == (30, 1)
     queue.forget("a")
     assert queue.retry("a") <= BASE_DELAY
+    assert 1.0 <= queue.retry("c", first=2.0, longest=3.0) <= 2.0
+    assert 1.5 <= queue.retry("c", first=2.0, longest=3.0) <= 3.0
 
 
 async def collect(queue: WorkQueue[str], taken: list[str]) -> None:

@@ -1,8 +1,8 @@
 """A work queue of keys, with the semantics of client-go's.
 
-A key that is queued is not queued again. A key that is being worked on is only marked, and queued once
-the work is done, so no key is ever worked on twice at a time and no change is missed. A key that fails
-comes back after a delay of its own that doubles from 5 ms to 1000 s, until it is forgotten.
+A key that is queued is not queued again. A key that is being worked on is only marked, and queued once the
+work is done, so no key is ever worked on twice at a time and no change is missed. A key that fails comes back
+after a delay of its own that doubles, from 5 ms to 1000 s unless said otherwise, until it is forgotten.
 Source: k8s.io/client-go/util/workqueue.
 """
 
@@ -68,11 +68,11 @@ class WorkQueue(Generic[K]):
             heapq.heappush(self._delayed, (due, next(self._order), key))
             self._wake.set()
 
-    def retry(self, key: K) -> float:
-        """Queue a key that failed, after its own backoff; the delay in seconds."""
+    def retry(self, key: K, *, first: float = BASE_DELAY, longest: float = MAX_DELAY) -> float:
+        """Queue a key that failed, after its own backoff between two delays; the delay, all in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        delay = min(MAX_DELAY, BASE_DELAY * 2.0 ** min(failures, 64)) * self._rng.uniform(0.5, 1.0)
+        delay = min(longest, first * 2.0 ** min(failures, 64)) * self._rng.uniform(0.5, 1.0)
         self.add_after(key, delay)
         return delay
 

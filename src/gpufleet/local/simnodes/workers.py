@@ -13,7 +13,7 @@ from gpufleet.local.simnodes import metrics
 
 log = logging.getLogger("gpufleet.local.simnodes")
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _REMIND_EVERY = 12
 _HOPELESS = (400, 403, 405, 413, 422)
 
@@ -33,7 +33,6 @@ class Workers:
         self._work = work
         self._slots = asyncio.Semaphore(concurrency)
         self._what = what
-        self._failures: dict[str, int] = {}
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -46,10 +45,10 @@ class Workers:
     async def _attend(self, key: str) -> None:
         try:
             await self._work(key)
-            self._failures.pop(key, None)
+            self._queue.forget(key)
         except ApiError as error:
             if error.status in _HOPELESS:
-                self._failures.pop(key, None)
+                self._queue.forget(key)
                 metrics.FAILED_WRITES.labels(self._what).inc()
                 log.warning("refused: %s", error.message, extra={"what": self._what, "key": key})
             else:
@@ -64,9 +63,8 @@ class Workers:
             self._slots.release()
 
     def _again(self, key: str, problem: str) -> None:
-        failures = self._failures[key] = self._failures.get(key, 0) + 1
-        delay = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures, 10))
-        self._queue.add_after(key, delay)
+        delay = self._queue.retry(key, first=_FIRST_PAUSE_S, longest=_LONGEST_PAUSE_S)
+        failures = self._queue.failures(key)
         metrics.FAILED_WRITES.labels(self._what).inc()
         level = logging.WARNING if failures == 1 or failures % _REMIND_EVERY == 0 else logging.DEBUG
         fields = {"what": self._what, "key": key, "delay": delay, "failures": failures}

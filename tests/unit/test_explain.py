@@ -20,6 +20,7 @@ from tests.unit.fleets import (
     pod,
     spread_over,
     storage,
+    volume,
     waiting_class,
 )
 from tests.unit.random_fleets import binds, evictions, examples, fleets, nominations, pods_of, reports
@@ -251,6 +252,17 @@ def test_a_pod_that_waits_for_its_volume_runs_soon() -> None:
     stored = storage(claims=[claim(selected="a")], classes=[waiting_class()])
     found = why(fleet(node("a"), pod("p", claims=["data"]), **stored), "p")
     assert (found.verdict, found.reasons[0].code) == ("soon", "WaitingForVolume")
+
+
+@pytest.mark.parametrize("holders", [0, 1])
+def test_a_volume_where_the_pod_may_not_go_is_never_the_fault_of_who_uses_it(holders: int) -> None:
+    stored = storage(claims=[claim(volume="pv")], volumes=[volume(node="a", driver="disk")])
+    waiting = pod("p", claims=["data"], node_selector={"kubernetes.io/hostname": "b"})
+    users = [pod("user", claims=["data"], node="a")] * holders
+    found = why(fleet(node("a"), node("b"), *users, waiting, **stored), "p")
+    assert found.verdict == "never"
+    codes = {reason.code for reason in found.reasons}
+    assert codes == {"NodeSelectorMismatch", "VolumeNodeConflict", "NoVictims"}
 
 
 def test_who_holds_the_gpus_is_named_by_workload() -> None:

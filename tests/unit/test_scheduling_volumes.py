@@ -36,8 +36,7 @@ from gpufleet.fleet.volumes import (
     StorageClass,
     Volume,
 )
-from gpufleet.scheduling.attachments import prepare_limits
-from gpufleet.scheduling.filters import pod_problem
+from gpufleet.scheduling.filters import FILTERS, pod_problem
 from gpufleet.scheduling.ledger import Ledger
 from gpufleet.scheduling.placement import Block
 from gpufleet.scheduling.provisioning import NO_PROVISIONER
@@ -53,7 +52,7 @@ def user(name: str = "new", *claims: str, where: str = "", namespace: str = "def
 
 
 def blocks(incoming: Pod, fleet: Ledger) -> dict[str, Block | None]:
-    checks = [prepare(incoming, fleet) for prepare in (prepare_use, prepare_nodes, prepare_limits)]
+    checks = [rule.prepare(incoming, fleet) for rule in FILTERS]
     return {
         name: next((b for check in checks if check is not None and (b := check(account))), None)
         for name, account in fleet.accounts.items()
@@ -174,22 +173,64 @@ def test_a_read_write_once_pod_claim_admits_one_pod() -> None:
     assert blocks(user(), fleet) == dict.fromkeys("abc", expected)
 
 
-def test_a_read_write_once_claim_admits_one_node() -> None:
-    fleet = fleet_of([claim(volume="pv")], [volume()], pods=[user("holder", where="b")])
+def test_a_read_write_once_claim_that_is_attached_admits_one_node() -> None:
+    fleet = fleet_of([claim(volume="pv")], [volume(driver="disk")], pods=[user("holder", where="b")])
     assert open_nodes(user(), fleet) == "b"
     assert blocks(user(), fleet)["a"] == Block("VolumeInUse", "claim default/data is in use on b")
+
+
+@pytest.mark.parametrize("driver", ["", "nfs"])
+def test_what_is_not_attached_is_used_from_many_nodes(driver: str) -> None:
+    """As a host path or NFS: nothing on a real cluster keeps the second pod back."""
+    fleet = fleet_of(
+        [claim(volume="pv")],
+        [volume(driver=driver)],
+        pods=[user("holder", where="b")],
+        csi_drivers={"nfs": CSIDriver("nfs", attaches=False)},
+    )
+    assert open_nodes(user(), fleet) == "abc"
+
+
+@pytest.mark.parametrize("mode", ["ReadWriteOnce", "ReadWriteOncePod"])
+def test_where_a_volume_is_comes_before_who_uses_it(mode: str) -> None:
+    disk = volume(driver="disk", node="b")
+    fleet = fleet_of([claim(volume="pv", modes=[mode])], [disk], pods=[user("holder", where="b")])
+    elsewhere = Block("VolumeNodeConflict", "volume pv cannot be reached from there")
+    assert blocks(user(), fleet)["a"] == blocks(user(), fleet)["c"] == elsewhere
+
+
+def test_where_a_volume_is_comes_before_what_is_free_there() -> None:
+    full = fleet_of(
+        [claim(volume="pv")],
+        [volume(node="b")],
+        pods=[pod("full", gpus=1, node="a")],
+        nodes=[node("a", gpus=1), node("b")],
+    )
+    found = blocks(pod("new", gpus=1, claims=["data"]), full)
+    codes = {name: block.code for name, block in found.items() if block is not None}
+    assert codes == {"a": "VolumeNodeConflict", "b": "ResourceNotOffered"}
+
+
+def test_where_a_claim_can_be_bound_comes_before_who_uses_it() -> None:
+    single = claim(modes=["ReadWriteOncePod"])
+    only_c = waiting_class(allowed_topologies=(NodeSelectorTerm((equal(ZONE, "y"),)),))
+    fleet = fleet_of([single], classes=[only_c], pods=[user("holder", where="c")])
+    codes = {name: block.code for name, block in blocks(user(), fleet).items() if block is not None}
+    assert codes == {"a": "VolumeNodeConflict", "b": "VolumeNodeConflict", "c": "VolumeInUse"}
 
 
 @pytest.mark.parametrize("modes", [["ReadWriteMany"], ["ReadOnlyMany"], ["ReadWriteOnce", "ReadWriteMany"]])
 def test_a_claim_that_many_may_use_is_never_in_use(modes: list[str]) -> None:
     fleet = fleet_of(
-        [claim(volume="pv", modes=modes)], [volume(modes=modes)], pods=[user("holder", where="b")]
+        [claim(volume="pv", modes=modes)],
+        [volume(modes=modes, driver="disk")],
+        pods=[user("holder", where="b")],
     )
     assert open_nodes(user(), fleet) == "abc"
 
 
 def test_what_the_bound_volume_can_do_counts_as_it_does_when_attaching() -> None:
-    shared = volume(modes=["ReadWriteOnce", "ReadWriteMany"])
+    shared = volume(modes=["ReadWriteOnce", "ReadWriteMany"], driver="disk")
     assert (
         open_nodes(user(), fleet_of([claim(volume="pv")], [shared], pods=[user("holder", where="b")]))
         == "abc"
@@ -198,7 +239,8 @@ def test_what_the_bound_volume_can_do_counts_as_it_does_when_attaching() -> None
 
 def test_a_claim_of_the_same_name_elsewhere_is_another_claim() -> None:
     holder = user("holder", where="b", namespace="other")
-    assert open_nodes(user(), fleet_of([claim(volume="pv")], [volume()], pods=[holder])) == "abc"
+    disk = volume(driver="disk")
+    assert open_nodes(user(), fleet_of([claim(volume="pv")], [disk], pods=[holder])) == "abc"
 
 
 def test_a_pod_does_not_stand_in_its_own_way() -> None:
@@ -208,7 +250,8 @@ def test_a_pod_does_not_stand_in_its_own_way() -> None:
 
 
 def test_a_volume_that_a_pod_of_a_deleted_node_holds_is_still_in_use() -> None:
-    fleet = fleet_of([claim(volume="pv")], [volume()], pods=[user("holder", where="gone")])
+    disk = volume(driver="disk")
+    fleet = fleet_of([claim(volume="pv")], [disk], pods=[user("holder", where="gone")])
     assert set(blocks(user(), fleet).values()) == {
         Block("VolumeInUse", "claim default/data is in use on gone")
     }

@@ -428,8 +428,8 @@ def test_classes_drivers_capacities_and_limits() -> None:
     }
     found = storage.storage_class_value(msgspec.convert(body, objects.StorageClass))
     assert found == StorageClass("disk", "p", True, (NodeSelectorTerm((equal(ZONE, "x"),)),))
-    driver = {"metadata": {"name": "d"}, "spec": {"storageCapacity": True}}
-    assert storage.csi_driver_value(msgspec.convert(driver, objects.CSIDriver)) == CSIDriver("d", True)
+    driver = {"metadata": {"name": "d"}, "spec": {"storageCapacity": True, "attachRequired": False}}
+    assert storage.csi_driver_value(msgspec.convert(driver, objects.CSIDriver)) == CSIDriver("d", True, False)
     body = {
         "metadata": {"name": "c", "namespace": "n"},
         "storageClassName": "disk",

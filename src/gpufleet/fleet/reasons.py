@@ -43,7 +43,8 @@ CODES: dict[str, str] = {
     "PodAntiAffinityConflict": "Required anti-affinity of the pod, or of a pod there, forbids the node.",
     "TopologySpreadExceeded": "A topology spread constraint (DoNotSchedule) would exceed its maxSkew.",
     "VolumeNodeConflict": "A volume of the pod cannot be used from the node (node affinity, zone).",
-    "VolumeInUse": "A ReadWriteOncePod or ReadWriteOnce volume is in use by a pod elsewhere.",
+    "VolumeInUse": "A ReadWriteOncePod volume, or a ReadWriteOnce volume that is attached, is in use "
+    "elsewhere.",
     "VolumeLimitExceeded": "The node cannot attach more volumes of this CSI driver.",
     "StorageCapacityExceeded": "The storage class has too little capacity left that the node can reach.",
     # where a pod cannot be placed whatever the node

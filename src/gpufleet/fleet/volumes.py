@@ -65,10 +65,11 @@ class StorageClass(msgspec.Struct, frozen=True):
 
 
 class CSIDriver(msgspec.Struct, frozen=True):
-    """A CSIDriver object; `capacity_tracked` is spec.storageCapacity."""
+    """A CSIDriver object; `capacity_tracked` is spec.storageCapacity, `attaches` is spec.attachRequired."""
 
     name: str
     capacity_tracked: bool = False
+    attaches: bool = True
 
 
 class StorageCapacity(msgspec.Struct, frozen=True):

@@ -72,7 +72,7 @@ def storage_class_value(storage_class: objects.StorageClass) -> StorageClass:
 
 def csi_driver_value(driver: objects.CSIDriver) -> CSIDriver:
     """A CSI driver."""
-    return CSIDriver(driver.metadata.name, driver.spec.storage_capacity)
+    return CSIDriver(driver.metadata.name, driver.spec.storage_capacity, driver.spec.attach_required)
 
 
 def capacity_value(capacity: objects.CSIStorageCapacity) -> StorageCapacity:

@@ -3,8 +3,10 @@
 A bound claim goes where its volume can be reached (node affinity, zone labels). An unbound claim of a class
 that waits for its first consumer goes where a volume exists that fits (the smallest one is taken) or where
 one can be provisioned; once a node is selected for it, it goes only there. A ReadWriteOncePod claim admits
-one pod. A ReadWriteOnce claim admits one node: kube-scheduler leaves that to the attach step, where the
-second pod would hang for as long as the first one runs, so gpufleet blocks the node (VolumeInUse). Three more
+one pod. A ReadWriteOnce volume of a CSI driver that attaches its volumes admits one node: kube-scheduler
+leaves that to the attach step, where the second pod would hang for as long as the first one runs, so gpufleet
+blocks the node (VolumeInUse). Nothing keeps other ReadWriteOnce volumes (host paths, NFS) to one node, and
+gpufleet does not either. Three more
 differences keep a pod from waiting for what cannot come: an unbound claim follows a pod that was placed with
 it, a claim for which a volume is reserved goes only where that volume can be reached, and capacity that has
 been used up no longer matters once a node is selected.
@@ -21,7 +23,7 @@ from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.fleet.volumes import Claim, Volume
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
-from gpufleet.scheduling.placement import Block, Prepared
+from gpufleet.scheduling.placement import Block, Check, Prepared
 from gpufleet.scheduling.provisioning import Provisioning, Stock, out_of_reach
 
 _Choice = tuple[Claim, Volume | None]
@@ -54,7 +56,7 @@ def volume_actions(pod: Pod, node: str, ledger: Ledger) -> tuple[SelectNode | Bi
     unbound = _unbound(pod, ledger.snapshot)
     if not unbound:
         return ()
-    chosen, _ = _VolumeNodes(pod, ledger, [], unbound).choose(ledger.accounts[node].node)
+    chosen, _ = _VolumeNodes(pod, ledger, unbound).choose(ledger.accounts[node].node)
     actions: list[SelectNode | BindVolume] = []
     for claim, volume in chosen:
         if volume is not None:
@@ -71,16 +73,22 @@ def prepare_use(pod: Pod, ledger: Ledger) -> Prepared | None:
     snapshot = ledger.snapshot
     claims = [claim for key in claim_keys(pod) if (claim := snapshot.claims.get(key)) is not None]
     one_pod = {claim.key for claim in claims if "ReadWriteOncePod" in claim.access_modes}
-    one_node = {claim.key for claim in claims if _one_node(claim, snapshot)}
+    one_node = {claim.key for claim in claims if _attaches_once(claim, snapshot)}
     return _VolumeUse(pod, ledger, one_pod, one_node) if one_pod or one_node else None
 
 
+def prepare_reach(pod: Pod, ledger: Ledger) -> Check | None:
+    """The filter of nodes from which the volumes of bound claims can be reached."""
+    tied = [(v, out_of_reach(v)) for v in _bound_volumes(pod, ledger.snapshot) if _tied(v)]
+    if not tied:
+        return None
+    return lambda account: next((block for v, block in tied if not _reaches(v, account.node)), None)
+
+
 def prepare_nodes(pod: Pod, ledger: Ledger) -> Prepared | None:
-    """The filter of nodes from which volumes can be reached, bound or provisioned."""
-    snapshot = ledger.snapshot
-    bound = [volume for volume in _bound_volumes(pod, snapshot) if _tied(volume)]
-    unbound = _unbound(pod, snapshot)
-    return _VolumeNodes(pod, ledger, bound, unbound) if bound or unbound else None
+    """The filter of nodes where claims that are not bound yet can get their volumes."""
+    unbound = _unbound(pod, ledger.snapshot)
+    return _VolumeNodes(pod, ledger, unbound) if unbound else None
 
 
 class _VolumeUse:
@@ -119,29 +127,24 @@ class _VolumeUse:
 
 
 class _VolumeNodes:
-    """Where the volumes of one pod are or can be, prepared against one ledger.
+    """Where the unbound claims of one pod can get volumes, prepared against one ledger.
 
     Promised volumes are read from the ledger at every call, as they change while the decision goes on.
     """
 
-    __slots__ = ("_bound", "_choices", "_ledger", "_pod", "_users")
+    __slots__ = ("_choices", "_ledger", "_pod", "_users")
 
-    def __init__(self, pod: Pod, ledger: Ledger, bound: list[Volume], unbound: list[Claim]) -> None:
+    def __init__(self, pod: Pod, ledger: Ledger, unbound: list[Claim]) -> None:
         self._pod = pod
         self._ledger = ledger
         snapshot = ledger.snapshot
-        self._bound = [(volume, out_of_reach(volume)) for volume in bound]
         self._choices = [(c, Stock(c, snapshot), Provisioning(c, snapshot)) for c in unbound]
         self._users: dict[str, set[str]] = {claim.key: set() for claim in unbound}
-        if unbound:
-            for node, other in _other_pods(pod, ledger):
-                self._count(other, node)
+        for node, other in _other_pods(pod, ledger):
+            self._count(other, node)
 
     def __call__(self, account: NodeAccount) -> Block | None:
-        """Why a volume cannot be used from the node, or None."""
-        for volume, block in self._bound:
-            if not _reaches(volume, account.node):
-                return block
+        """Why a claim can get no volume on the node, or None."""
         return self.choose(account.node)[1]
 
     def choose(self, node: Node) -> tuple[list[_Choice], Block | None]:
@@ -228,13 +231,17 @@ def _bound_volumes(pod: Pod, snapshot: Snapshot) -> Iterator[Volume]:
             yield volume
 
 
-def _one_node(claim: Claim, snapshot: Snapshot) -> bool:
-    """Whether one node at a time may use the claim; what a bound volume can do counts, as it does when
-    attaching.
+def _attaches_once(claim: Claim, snapshot: Snapshot) -> bool:
+    """Whether the claim's volume is attached to one node at a time; what the volume can do counts, not what
+    the claim asks for.
     """
     volume = snapshot.volumes.get(claim.volume)
-    modes = volume.access_modes if volume is not None else claim.access_modes
-    return bool(modes) and not {"ReadWriteMany", "ReadOnlyMany"} & set(modes)
+    if volume is None or not volume.csi_driver or not volume.access_modes:
+        return False
+    driver = snapshot.csi_drivers.get(volume.csi_driver)
+    if driver is not None and not driver.attaches:
+        return False
+    return not {"ReadWriteMany", "ReadOnlyMany"} & set(volume.access_modes)
 
 
 def _other_pods(pod: Pod, ledger: Ledger) -> Iterator[tuple[str, Pod]]:

@@ -227,9 +227,10 @@ def test_a_shortage_that_no_waiting_cures_is_named_before_one_that_passes() -> N
     assert block == Block("ExceedsNodeCapacity", "cpu", need=8000, have=4000)
 
 
-def test_gpus_are_named_before_cpu_when_both_are_short() -> None:
+def test_every_resource_that_is_short_is_named_gpus_first() -> None:
     block = block_on(node(gpus=8, cpu="4"), pod(gpus=1, cpu="2"), pod("other", gpus=8, cpu="3", node="a"))
-    assert block == Block("InsufficientResource", GPU, need=1, have=0)
+    cpu = Block("InsufficientResource", "cpu", need=2000, have=1000)
+    assert block == Block("InsufficientResource", GPU, need=1, have=0, more=(cpu,))
 
 
 def test_an_overcommitted_node_takes_a_pod_that_asks_nothing_of_what_is_short() -> None:
@@ -261,15 +262,15 @@ def test_a_pod_fits_exactly_when_no_resource_that_it_asks_for_would_be_exceeded(
     exceeded = {r for r in RESOURCES if asked.get(r, 0) > 0 and total[r] > offered.get(r, 0)}
     assert (block is None) == (not exceeded)
     if block is not None:
-        assert block.detail in exceeded
-        assert block.need == asked[block.detail]
         hopeless = {r for r in exceeded if r != "pods" and asked[r] > offered.get(r, 0)}
+        assert {part.detail for part in block.parts} == (hopeless or exceeded)
         codes = {
             "pods": "TooManyPods",
             **{r: "ExceedsNodeCapacity" if offered.get(r) else "ResourceNotOffered" for r in hopeless},
         }
-        assert block.code == codes.get(block.detail, "InsufficientResource")
-        assert block.detail in hopeless or not hopeless
+        for part in block.parts:
+            assert part.need == asked[part.detail]
+            assert part.code == codes.get(part.detail, "InsufficientResource")
 
 
 # host ports

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 from pathlib import Path
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.fleets import node, pod
@@ -83,6 +84,31 @@ def test_amounts_are_told_as_people_write_them() -> None:
     assert reason.message == "1 node too small: 2500m cpu needed on one node, the largest has 1500m"
 
 
+def test_what_is_needed_and_what_is_free_are_told_in_one_unit() -> None:
+    (cpu,) = node_reasons([("a", Block("ExceedsNodeCapacity", "cpu", 96500, 96000))])
+    assert cpu.message == "1 node too small: 96500m cpu needed on one node, the largest has 96000m"
+    (memory,) = node_reasons([("a", Block("InsufficientResource", "memory", 16 << 30, 4186112 << 10))])
+    assert memory.message == "1 node with too little memory free: 16Gi needed, at most 3.99Gi free"
+
+
+def test_a_node_counts_for_every_resource_that_is_short_there() -> None:
+    gpu = Block("InsufficientResource", "nvidia.com/gpu", 4, 0)
+    cpu = Block("InsufficientResource", "cpu", 50_000, 12_000)
+    reasons = node_reasons([("a", msgspec.structs.replace(gpu, more=(cpu,))), ("b", gpu)])
+    assert [reason.message for reason in reasons] == [
+        "2 nodes with too little nvidia.com/gpu free: 4 needed, at most 0 free",
+        "1 node with too little cpu free: 50 needed, at most 12 free",
+    ]
+    assert condition_message(reasons, 2) == (
+        "0/2 nodes are available: 1 Insufficient cpu, 2 Insufficient nvidia.com/gpu. [InsufficientResource]"
+    )
+
+
+def test_a_key_at_the_start_of_a_sentence_stays_as_it_is_written() -> None:
+    reason = Reason("GangInvalid", "gpufleet.dev/gang-size must be a positive number, not 'x'")
+    assert condition_message([reason], 2).startswith("gpufleet.dev/gang-size must be")
+
+
 def test_a_node_that_is_overdrawn_has_nothing_free() -> None:
     (reason,) = node_reasons([("a", Block("InsufficientResource", "nvidia.com/gpu", 4, -3))])
     assert reason.message.endswith("4 needed, at most 0 free")
@@ -122,7 +148,7 @@ def test_a_long_line_keeps_its_codes(codes: list[str], text: str) -> None:
 
 @examples(40)
 @given(fleets())
-def test_the_counts_of_a_line_add_up_to_the_nodes(snapshot: Snapshot) -> None:
+def test_a_line_counts_each_node_once_for_each_way_in_which_it_is_out(snapshot: Snapshot) -> None:
     trial = Trial(Ledger.build(snapshot))
     for p in snapshot.unbound.values():
         search = trial.search(p)
@@ -130,7 +156,9 @@ def test_the_counts_of_a_line_add_up_to_the_nodes(snapshot: Snapshot) -> None:
             line = condition_message(search.reasons(), len(snapshot.nodes))
             counted = line.split(": ", 1)[1].split(". [")[0]
             ways = [part for part in counted.split(", ") if part[0].isdigit()]
-            assert sum(int(way.split()[0]) for way in ways) == len(snapshot.nodes)
+            counts = [int(way.split()[0]) for way in ways]
+            assert sum(counts) == sum(len(block.parts) for _, block in search.blocks())
+            assert max(counts) <= len(snapshot.nodes) <= sum(counts)
 
 
 def test_braces_in_names_are_left_alone() -> None:

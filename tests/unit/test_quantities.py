@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.quantities import format_amount, parse_quantity, resource_amount
+from gpufleet.fleet.quantities import comparable_amounts, format_amount, parse_quantity, resource_amount
 
 
 @pytest.mark.parametrize(
@@ -111,3 +111,21 @@ def test_rounding_never_shrinks_a_request_nor_adds_a_whole_unit(
 @given(st.integers(0, 10**6), st.integers(0, 10**6), suffixes)
 def test_a_larger_number_of_the_same_unit_is_a_larger_quantity(a: int, b: int, suffix: str) -> None:
     assert (parse_quantity(f"{a}{suffix}") < parse_quantity(f"{b}{suffix}")) == (a < b)
+
+
+@pytest.mark.parametrize(
+    ("resource", "amounts", "told"),
+    [
+        ("cpu", (50_000, 12_000), ("50", "12")),
+        ("cpu", (96_500, 96_000), ("96500m", "96000m")),
+        ("memory", (16 << 30, 0), ("16Gi", "0")),
+        ("memory", (16 << 30, (16 << 30) - 1), ("16Gi", "15.99Gi")),
+        ("memory", (16 << 30, (16 << 30) + (1 << 20)), ("16384Mi", "16385Mi")),
+        ("memory", (16 << 30, 128 << 20), ("16384Mi", "128Mi")),
+        ("nvidia.com/gpu", (8, 3), ("8", "3")),
+    ],
+)
+def test_amounts_that_are_compared_are_told_in_one_unit(
+    resource: str, amounts: tuple[int, int], told: tuple[str, str]
+) -> None:
+    assert comparable_amounts(resource, *amounts) == told

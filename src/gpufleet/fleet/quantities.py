@@ -48,8 +48,36 @@ def format_amount(resource: str, amount: int) -> str:
     """The shortest exact quantity of an amount from `resource_amount`; it parses back to the same amount."""
     if resource == "cpu":
         return f"{amount}m" if amount % 1000 else str(amount // 1000)
-    if resource in ("memory", "ephemeral-storage") or resource.startswith("hugepages-"):
+    if _is_bytes(resource):
         for suffix, power in reversed(_BINARY.items()):
             if amount and amount % (1 << power) == 0:
                 return f"{amount >> power}{suffix}"
     return str(amount)
+
+
+def comparable_amounts(resource: str, *amounts: int) -> tuple[str, ...]:
+    """Amounts for people, all in one unit: bytes in Gi, or what is smaller where that tells them apart.
+
+    Bytes are cut to hundredths, so they need not parse back to the same amounts.
+    """
+    if resource == "cpu":
+        milli = any(amount % 1000 for amount in amounts)
+        return tuple(f"{amount}m" if milli and amount else str(amount // 1000) for amount in amounts)
+    if not _is_bytes(resource):
+        return tuple(map(str, amounts))
+    smallest = min((abs(amount) for amount in amounts if amount), default=0)
+    for suffix in ("Gi", "Mi", "Ki"):
+        told = tuple(_hundredths(amount, suffix) for amount in amounts)
+        if smallest >> _BINARY[suffix] and len(set(told)) == len(set(amounts)):
+            return told
+    return tuple(map(str, amounts))
+
+
+def _is_bytes(resource: str) -> bool:
+    return resource in ("memory", "ephemeral-storage") or resource.startswith("hugepages-")
+
+
+def _hundredths(amount: int, suffix: str) -> str:
+    whole, part = divmod(abs(amount) * 100 >> _BINARY[suffix], 100)
+    number = f"{whole}.{part:02}".rstrip("0").rstrip(".")
+    return f"{'-' if amount < 0 else ''}{number}{suffix}" if amount else "0"

@@ -1,14 +1,17 @@
 """Filters: what keeps a pod off a node, in one table, cheapest first.
 
-The order is also the order of explanation: a node counts for the first filter that blocks it. Semantics are
-those of kube-scheduler 1.37; tests/unit/test_kube_scheduler.py asks its plugins about random clusters. What
-differs is decided: a node that is not ready is out, and named as such, before the node controller has tainted
-it; so is a node with a pod that gpufleet cannot read; what differs for volumes is told in `volumes` and
-`attachments`. A shortage that waiting cures (InsufficientResource, TooManyPods) is told from one that it does
-not.
+The order is also the order of explanation: a node counts for the first filter that blocks it, and there once
+for each resource that is short. Semantics are those of kube-scheduler 1.37; tests/unit/test_kube_scheduler.py
+asks its plugins about random clusters. What differs is decided: a node that is not ready is out, and named as
+such, before the node controller has tainted it; so is a node with a pod that gpufleet cannot read; what
+differs for volumes is told in `volumes` and `attachments`. A shortage that waiting cures
+(InsufficientResource, TooManyPods) is told from one that it does not, and where a volume is comes before who
+uses it.
 """
 
 from __future__ import annotations
+
+import msgspec
 
 from gpufleet.fleet.pods import Pod, is_gpu_resource
 from gpufleet.fleet.selectors import Taint, Toleration, untolerated
@@ -151,18 +154,22 @@ def _most_telling_first(request: tuple[str, int]) -> tuple[int, str]:
 
 
 def _shortage(account: NodeAccount, wanted: tuple[tuple[str, int], ...]) -> Block | None:
-    """The shortage that says most: one that no waiting cures comes first."""
-    passing: Block | None = None
+    """Every resource that is short; if waiting cures one of them and another one not, only the latter."""
+    lasting: list[Block] = []
+    passing: list[Block] = []
     for resource, amount in wanted:
         capacity, free = account.node.allocatable.get(resource, 0), account.free(resource)
         if amount <= free:
             continue
         if resource == "pods":
-            passing = passing or Block("TooManyPods", resource, amount, free)
+            passing.append(Block("TooManyPods", resource, amount, free))
         elif capacity <= 0:
-            return Block("ResourceNotOffered", resource, amount)
+            lasting.append(Block("ResourceNotOffered", resource, amount))
         elif amount > capacity:
-            return Block("ExceedsNodeCapacity", resource, amount, capacity)
+            lasting.append(Block("ExceedsNodeCapacity", resource, amount, capacity))
         else:
-            passing = passing or Block("InsufficientResource", resource, amount, free)
-    return passing
+            passing.append(Block("InsufficientResource", resource, amount, free))
+    short = lasting or passing
+    if len(short) < 2:
+        return short[0] if short else None
+    return msgspec.structs.replace(short[0], more=tuple(short[1:]))

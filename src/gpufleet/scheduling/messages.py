@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from gpufleet.fleet.quantities import format_amount
+from gpufleet.fleet.quantities import comparable_amounts
 from gpufleet.fleet.reasons import Reason
 from gpufleet.scheduling.placement import Block
 
@@ -60,10 +60,14 @@ _SENTENCES: dict[str, str] = {
 
 
 def node_reasons(blocks: Iterable[tuple[str, Block]]) -> tuple[Reason, ...]:
-    """One reason for each way in which nodes are out, the commonest first, with the number of nodes."""
-    groups: dict[tuple[str, str], list[tuple[str, Block]]] = {}
-    for node, block in blocks:
-        groups.setdefault((block.code, block.detail), []).append((node, block))
+    """One reason for each way in which nodes are out, the commonest first, with the number of nodes.
+
+    A node that is short of several resources counts for each of them.
+    """
+    groups: dict[tuple[str, str], list[Block]] = {}
+    for _, block in blocks:
+        for part in block.parts:
+            groups.setdefault((part.code, part.detail), []).append(part)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     return tuple(_node_reason(code, detail, members) for (code, detail), members in ordered)
 
@@ -82,7 +86,7 @@ def condition_message(reasons: Sequence[Reason], nodes: int, longest: int = LONG
     for reason in reasons:
         if reason.nodes:
             counts[_kubernetes_words(reason)] += reason.nodes
-    others = [reason.message[:1].upper() + reason.message[1:] for reason in reasons if not reason.nodes]
+    others = [_sentence(reason.message) for reason in reasons if not reason.nodes]
     parts = []
     if counts:
         ways = sorted(f"{count} {words}" for words, count in counts.items())
@@ -95,20 +99,27 @@ def condition_message(reasons: Sequence[Reason], nodes: int, longest: int = LONG
     return f"{text if len(text) <= room else text[: room - 3] + '...'} {codes}".lstrip()
 
 
-def _node_reason(code: str, detail: str, members: list[tuple[str, Block]]) -> Reason:
+def _node_reason(code: str, detail: str, members: list[Block]) -> Reason:
     count = len(members)
-    need = max(block.need for _, block in members)
-    have = max(0, *(block.have for _, block in members))
+    need = max(block.need for block in members)
+    have = max(0, *(block.have for block in members))
     resource = detail if code in ("InsufficientResource", "ExceedsNodeCapacity", "ResourceNotOffered") else ""
+    needed, there = comparable_amounts(resource, need, have)
     text = _SENTENCES[code].format(
         nodes="1 node" if count == 1 else f"{count} nodes",
         detail=detail,
         colon_detail=f": {detail}" if detail else "",
-        need=format_amount(resource, need),
-        have=format_amount(resource, have),
+        need=needed,
+        have=there,
     )
     evidence: dict[str, int | str] = {"need": need, "have": have} if need else {}
     return Reason(code, text, detail, count, evidence)
+
+
+def _sentence(text: str) -> str:
+    """The text as the start of a sentence; keys and names stay as they are written."""
+    first = text.split(maxsplit=1)[0] if text.strip() else ""
+    return text if any(mark in first for mark in "./") else text[:1].upper() + text[1:]
 
 
 def _kubernetes_words(reason: Reason) -> str:

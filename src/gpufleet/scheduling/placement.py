@@ -24,13 +24,19 @@ class Block(msgspec.Struct, frozen=True):
     `code` is one of `fleet.reasons.CODES`. `detail` says what exactly, in equal words on every node that is
     blocked in the same way, so that nodes can be counted by it. For resources, `need` is what the pod asks
     and `have` what is free (InsufficientResource, TooManyPods) or allocatable (ExceedsNodeCapacity), as in
-    `fleet.quantities`.
+    `fleet.quantities`; `more` are the other resources that are short, in the same words.
     """
 
     code: str
     detail: str
     need: int = 0
     have: int = 0
+    more: tuple[Block, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Block, ...]:
+        """This block and those beside it."""
+        return (self, *self.more)
 
 
 Check = Callable[[NodeAccount], Block | None]

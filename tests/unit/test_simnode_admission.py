@@ -11,11 +11,13 @@ from tests.unit.simnode_pods import container, pod
 from gpufleet.devices import report
 from gpufleet.devices.simulated import Claim
 from gpufleet.kube.gpunode import GPUNode
-from gpufleet.kube.objects import Node, Pod
+from gpufleet.kube.objects import Node, Pod, PodStatus
 from gpufleet.local.fleetfile import parse_fleet
 from gpufleet.local.simnodes.admission import device_claims
+from gpufleet.local.simnodes.adoption import adopt
 from gpufleet.local.simnodes.machines import machines
 from gpufleet.local.simnodes.node import SimulatedNode, parse_faults
+from gpufleet.local.simnodes.podstate import granted
 
 
 def _node(rest: str = "gpu: h100, gpusPerNode: 2, cpu: 4, memory: 8Gi, pods: 3") -> SimulatedNode:
@@ -40,6 +42,25 @@ def test_resources_are_counted_per_pod_and_come_back() -> None:
     assert "requested: 1500, used: 3000, capacity: 4000" in refusal.message
     node.release("uid-a", 0.0)
     assert _reason(node, _cpu("b", "1500m")) == ""
+
+
+def test_a_shrunk_pod_makes_room_before_its_status_says_so() -> None:
+    node = _node()
+    assert _reason(node, _cpu("a", "3")) == ""
+    held = {"name": "main", "allocatedResources": {"cpu": "3"}, "resources": {"requests": {"cpu": "3"}}}
+    shrunk = _cpu("a", "1")
+    node.keep(
+        msgspec.structs.replace(shrunk, status=msgspec.convert({"containerStatuses": [held]}, PodStatus))
+    )
+    assert _reason(node, _cpu("b", "3")) == ""
+
+
+def test_an_adopted_pod_has_what_it_was_granted_and_not_what_it_asks_for() -> None:
+    asks = pod(containers=[container() | {"resources": {"requests": {"cpu": "4"}}}])
+    held = {"name": "main", "allocatedResources": {"cpu": "1"}, "resources": {"requests": {"cpu": "1"}}}
+    status = msgspec.convert({"containerStatuses": [held]}, PodStatus)
+    run = adopt(msgspec.structs.replace(asks, status=status), 0.0, 10.0)
+    assert granted(run).spec.containers[0].resources.requests == {"cpu": "1"}
 
 
 def test_a_node_takes_no_more_pods_than_it_may() -> None:

@@ -233,34 +233,60 @@ async def test_a_deadline_fails_the_pod(cluster: Opening) -> None:
         assert (await c.phase("p", "Failed")).status.reason == "DeadlineExceeded"
 
 
+def asking(name: str, cpu: str) -> dict[str, Any]:
+    """A pod that asks for processors and may be resized."""
+    return manifest(name, container={"resources": {"requests": {"cpu": cpu}, "limits": {"cpu": cpu}}})
+
+
+async def resize(c: Cluster, name: str, cpu: str) -> None:
+    """Ask for another amount of processors."""
+    container = asking(name, cpu)["spec"]["containers"][0]
+    patch = {"spec": {"containers": [{"name": "main", "resources": container["resources"]}]}}
+    await c.client.patch(PODS, name, patch, c.namespace, strategy="strategic", subresource="resize")
+
+
+async def granted(c: Cluster, name: str, cpu: str) -> bool:
+    """Whether the pod has so much and asks for no more."""
+    status = (await c.pod(name)).status
+    actual = status.container_statuses[0].resources
+    pending = any(x.type == "PodResizePending" for x in status.conditions)
+    return not pending and actual is not None and actual.requests["cpu"] == cpu
+
+
+async def deferred(c: Cluster, name: str) -> bool:
+    """Whether the pod waits for what it asks for."""
+    conditions = (await c.pod(name)).status.conditions
+    return any(x.type == "PodResizePending" and x.reason == "Deferred" for x in conditions)
+
+
 async def test_a_resize_is_granted_at_once_or_deferred_until_there_is_room(cluster: Opening) -> None:
     async with cluster as c:
         for name in ("p", "q"):
-            body = manifest(name, container={"resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "1"}}})
-            await c.bind(body, "cpu-0")
+            await c.bind(asking(name, "1"), "cpu-0")
             await c.ready(name)
-
-        async def ask(cpu: str) -> None:
-            resources = {"requests": {"cpu": cpu}, "limits": {"cpu": cpu}}
-            patch = {"spec": {"containers": [{"name": "main", "resources": resources}]}}
-            await c.client.patch(PODS, "p", patch, c.namespace, strategy="strategic", subresource="resize")
-
-        async def granted(cpu: str) -> bool:
-            status = (await c.pod("p")).status
-            actual = status.container_statuses[0].resources
-            pending = any(x.type == "PodResizePending" for x in status.conditions)
-            return not pending and actual is not None and actual.requests["cpu"] == cpu
-
-        async def deferred() -> bool:
-            conditions = (await c.pod("p")).status.conditions
-            return any(x.type == "PodResizePending" and x.reason == "Deferred" for x in conditions)
-
-        await ask("2")
-        await until(lambda: granted("2"))
-        await ask("3500m")
-        await until(deferred)
+        await resize(c, "p", "2")
+        await until(lambda: granted(c, "p", "2"))
+        await resize(c, "p", "3500m")
+        await until(lambda: deferred(c, "p"))
         await c.delete("q", grace=0)
-        await until(lambda: granted("3500m"))
+        await until(lambda: granted(c, "p", "3500m"))
+
+
+async def test_what_a_pod_gave_back_is_there_for_the_next_one_when_its_status_says_so(
+    cluster: Opening,
+) -> None:
+    async with cluster as c:
+        await c.bind(asking("p", "3"), "cpu-0")
+        await c.bind(asking("q", "500m"), "cpu-0")
+        await c.ready("p")
+        await c.ready("q")
+        await resize(c, "q", "2")
+        await until(lambda: deferred(c, "q"))
+        await resize(c, "p", "1")
+        await until(lambda: granted(c, "p", "1"))
+        await c.bind(asking("r", "1"), "cpu-0")
+        await c.ready("r")
+        await until(lambda: granted(c, "q", "2"))
 
 
 async def test_a_quarantined_and_a_broken_gpu_are_not_offered_any_more(cluster: Opening) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gpufleet.kube.objects import ContainerStatus, Pod
+from gpufleet.kube.objects import ContainerStatus, Pod, ResourceRequirements
 from gpufleet.kube.times import parse_time
 from gpufleet.local.simnodes.podstate import ENDED, RUNNING, Ended, PodRun, Run, accept
 
@@ -19,7 +19,8 @@ def adopt(pod: Pod, now: float, first_backoff: float) -> PodRun:
     fresh = accept(pod, status.pod_ip, parse_time(status.start_time) or now, first_backoff)
     runs = tuple(_adopted(run, found.get(run.name)) for run in fresh.runs)
     initialized = all(_passed(run) for run in runs if run.role != "app")
-    adopted = msgspec.structs.replace(fresh, runs=runs, initialized=initialized)
+    resources = {name: _granted(found.get(name), asked) for name, asked in fresh.resources.items()}
+    adopted = msgspec.structs.replace(fresh, runs=runs, initialized=initialized, resources=resources)
     if status.phase not in ("Succeeded", "Failed"):
         return adopted
     return msgspec.structs.replace(
@@ -54,6 +55,14 @@ def _adopted(run: Run, seen: ContainerStatus | None) -> Run:
     if state.terminated is not None:
         return msgspec.structs.replace(run, state=ENDED, reason="")
     return run
+
+
+def _granted(seen: ContainerStatus | None, asked: ResourceRequirements) -> ResourceRequirements:
+    """What a container was granted: while it runs its status says so, and its spec may ask for others."""
+    said = seen.resources if seen is not None else None
+    if said is None or (said.requests, said.limits) == (asked.requests, asked.limits):
+        return asked
+    return said
 
 
 def _passed(run: Run) -> bool:

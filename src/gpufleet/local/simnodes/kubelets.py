@@ -39,6 +39,7 @@ from gpufleet.local.simnodes.podstate import (
     Tick,
     Wake,
     accept,
+    granted,
     reject,
 )
 from gpufleet.local.simnodes.reporting import RecordWriter, StatusWriter
@@ -121,6 +122,8 @@ class Kubelets:
             self.records.changed(name)
         for pod in sorted(ours, key=lambda pod: parse_time(pod.status.start_time) or now):
             self._arrive(pod)
+        for tracked in list(self._pods.values()):
+            self._reconsider(tracked)
 
     def pod_changed(self, change: Change[Pod]) -> None:
         """A pod that is bound to some node appeared, changed or went."""
@@ -199,7 +202,7 @@ class Kubelets:
             if tracked.run.deleting:
                 self._report(tracked)
             return
-        node.keep(pod)
+        node.keep(granted(tracked.run))
         node.reserve(pod)
         lost = node.allocate(pod, now)
         for run in tracked.run.runs:
@@ -229,10 +232,10 @@ class Kubelets:
             and known.metadata.resource_version
         ):
             return
-        event = Changed(pod)
-        if not tracked.run.over and _asks_for_more(pod, tracked.run):
-            event = self._resized(tracked, pod)
-        self.tell(pod.metadata.uid, event)
+        resizes = not tracked.run.over and _asks_for_others(pod, tracked.run)
+        self.tell(pod.metadata.uid, self._resized(tracked, pod) if resizes else Changed(pod))
+        if resizes:
+            self._grant_deferred(tracked.node)
         self._check_ready(tracked)
 
     def _resized(self, tracked: Tracked, pod: Pod) -> Changed:
@@ -310,8 +313,14 @@ class Kubelets:
     def _grant_deferred(self, node: SimulatedNode) -> None:
         for uid in list(node.pods):
             tracked = self._pods.get(uid)
-            if tracked is not None and tracked.run.resize == "Deferred" and not tracked.run.over:
-                self.tell(uid, self._resized(tracked, tracked.run.pod))
+            if tracked is not None and tracked.run.resize == "Deferred":
+                self._reconsider(tracked)
+
+    def _reconsider(self, tracked: Tracked) -> None:
+        """Look again whether a pod can have the resources that it asks for."""
+        pod = tracked.run.pod
+        if not tracked.run.over and _asks_for_others(pod, tracked.run):
+            self.tell(tracked.run.uid, self._resized(tracked, pod))
 
     def _note(self, run: PodRun, note: Note) -> None:
         if note.type == "Normal" and self._quiet:
@@ -326,7 +335,7 @@ class Kubelets:
         self._recorder.record(reference, note.type, note.reason, ACTION, note.message)
 
 
-def _asks_for_more(pod: Pod, run: PodRun) -> bool:
+def _asks_for_others(pod: Pod, run: PodRun) -> bool:
     """Whether the pod's resources are not those that it was granted."""
     containers = (*pod.spec.init_containers, *pod.spec.containers)
     return any(run.resources.get(c.name) != c.resources for c in containers)

@@ -84,16 +84,15 @@ class SimulatedNode:
 
     def admit(self, pod: objects.Pod, now: float) -> Rejection | None:
         """Take a pod: count it and give it its devices. Nothing changes when it is refused."""
-        value = pod_value(pod)
-        others = [other for uid, other in self._pods.items() if uid != value.uid]
-        refusal = refuses(value, self._value, others) or self.allocate(pod, now)
+        value = _asking(pod)
+        refusal = refuses(value, self._value, self._others(value)) or self.allocate(pod, now)
         if refusal is None:
             self._pods[value.uid] = value
         return refusal
 
     def keep(self, pod: objects.Pod) -> None:
-        """Count a pod that runs here already, or whose resources changed."""
-        self._pods[pod.metadata.uid] = pod_value(pod)
+        """Count a pod that runs here already, or that was granted other resources, by its spec."""
+        self._pods[pod.metadata.uid] = _asking(pod)
 
     def allocate(self, pod: objects.Pod, now: float) -> Rejection | None:
         """Give a pod its devices, unless it holds them; None when it has what it asks for."""
@@ -122,13 +121,12 @@ class SimulatedNode:
 
     def resize_refusal(self, pod: objects.Pod) -> Rejection | None:
         """Why the resources that a running pod asks for now cannot be granted beside the others."""
-        value = pod_value(pod)
-        others = [other for uid, other in self._pods.items() if uid != value.uid]
-        return refuses(value, self._value, others)
+        value = _asking(pod)
+        return refuses(value, self._value, self._others(value))
 
     def can_ever_grant(self, pod: objects.Pod) -> bool:
         """Whether the pod's resources would fit on the empty node."""
-        return refuses(pod_value(pod), self._value, []) is None
+        return refuses(_asking(pod), self._value, []) is None
 
     def held(self, uid: str, container: str) -> tuple[str, ...]:
         """The UUIDs that a container of a pod holds."""
@@ -152,6 +150,16 @@ class SimulatedNode:
         if ordinal is not None:
             self._addresses[pod.metadata.uid] = ordinal
 
+    def _others(self, pod: Pod) -> list[Pod]:
+        return [other for uid, other in self._pods.items() if uid != pod.uid]
+
     def _capacity(self) -> Mapping[str, int]:
         plain = {name: resource_amount(name, text) for name, text in self.machine.capacity.items()}
         return plain | {offer.resource: offer.healthy for offer in self.devices.offers()}
+
+
+def _asking(pod: objects.Pod) -> Pod:
+    """The pod with what its spec asks for. What its status says of resources is our own word, and a kubelet
+    commits an allocation before it says so: whoever reads the status finds the room.
+    """
+    return pod_value(msgspec.structs.replace(pod, status=objects.PodStatus()))

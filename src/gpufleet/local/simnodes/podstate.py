@@ -230,6 +230,20 @@ def reject(pod: Pod, now: float, reason: str, message: str) -> PodRun:
     )
 
 
+def granted(pod: PodRun) -> Pod:
+    """The pod's object with the resources that it was granted in its spec."""
+
+    def given(containers: tuple[Container, ...]) -> tuple[Container, ...]:
+        known = pod.resources
+        return tuple(msgspec.structs.replace(c, resources=known.get(c.name, c.resources)) for c in containers)
+
+    spec = pod.pod.spec
+    mine = msgspec.structs.replace(
+        spec, containers=given(spec.containers), init_containers=given(spec.init_containers)
+    )
+    return msgspec.structs.replace(pod.pod, spec=mine)
+
+
 def container_of(pod: Pod, name: str) -> Container:
     """The container of that name."""
     return next(c for c in (*pod.spec.init_containers, *pod.spec.containers) if c.name == name)

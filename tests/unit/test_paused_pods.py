@@ -1,5 +1,5 @@
-"""A pod whose last write was refused pauses: it keeps its turn, its room and its reason, and nothing is
-written for it.
+"""A pod whose last write was refused pauses: it keeps its turn, the room made for it and its reason, and
+nothing is written for it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,16 @@ def test_it_is_told_what_the_server_said() -> None:
     assert not report.helped_by_capacity
 
 
-def test_its_place_is_not_given_to_one_that_comes_later() -> None:
-    found = plan(node("a", gpus=1), pod("p", gpus=1, priority=1), pod("q", gpus=1), paused="p")
+def test_room_that_was_made_for_it_is_not_given_to_one_that_comes_later() -> None:
+    waiting = pod("p", gpus=1, priority=1, nominated="a")
+    found = plan(node("a", gpus=1), waiting, pod("q", gpus=1), paused="p")
     assert not binds(found)
     assert "HeldForNominated" in reports(found)["q"]
+
+
+def test_room_that_nobody_made_for_it_is_free_for_others() -> None:
+    found = plan(node("a", gpus=1), pod("p", gpus=1, priority=1), pod("q", gpus=1), paused="p")
+    assert binds(found) == {"q": "a"}
 
 
 def test_it_takes_no_place_from_one_that_comes_earlier() -> None:

@@ -87,9 +87,12 @@ class Nominations:
         return waiting + new
 
     def keep(self, unit: Unit, pods: Sequence[Pod]) -> None:
-        """Hold the room that the unit would take now, or else what is being made for it; nobody is chosen to
-        end.
+        """Hold the room that was made, or is being made, for the unit; nobody is chosen to end.
+
+        What it merely would have taken is free for others, as a write can be refused for ever.
         """
+        if not unit.nominated:
+            return
         mark = self._trial.mark()
         placements = self.place(unit, pods)
         self._trial.rollback(mark)

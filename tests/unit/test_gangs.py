@@ -10,7 +10,7 @@ from tests.unit.fleets import HOST, ZONE, claim, gang, near, node, pod, storage,
 from tests.unit.random_fleets import binds, evictions, nominations, reports
 
 from gpufleet.fleet.nodes import Node
-from gpufleet.fleet.plans import BindVolume, Plan, Unschedulable
+from gpufleet.fleet.plans import BindVolume, Evict, Plan, Unschedulable
 from gpufleet.fleet.pods import GangRef, Pod
 from gpufleet.fleet.snapshot import snapshot_of
 from gpufleet.scheduling.cycle import Policy, decide
@@ -41,6 +41,12 @@ def succeeded(name: str, **rest: object) -> Pod:
     return msgspec.structs.replace(member(name, node="n9", **rest), phase="Succeeded")  # type: ignore[arg-type]
 
 
+def told(found: Plan, name: str) -> list[str]:
+    """The messages of the report about a pod."""
+    (report,) = [a for a in found.actions if isinstance(a, Unschedulable) and a.pod.name == name]
+    return [reason.message for reason in report.reasons]
+
+
 # all or nothing
 
 
@@ -54,6 +60,51 @@ def test_a_gang_binds_nothing_when_one_pod_does_not_fit() -> None:
     found = plan(machines(3), members(4))
     assert not binds(found)
     assert reports(found)["w0"] == ("GangUnplaceable", "InsufficientResource", "NoVictims")
+
+
+def test_nodes_that_are_full_once_a_part_of_the_gang_is_placed_are_told_as_that() -> None:
+    found = plan(machines(4), members(5, size=5))
+    assert told(found, "w0")[:2] == [
+        (
+            "4 of the 5 pods that gang default/train still needs fit at once; "
+            "with them placed no node is left for the next one"
+        ),
+        "with them placed: 4 nodes with too little nvidia.com/gpu free: 8 needed, at most 0 free",
+    ]
+
+
+def test_a_pod_that_its_gang_does_not_need_waits_like_any_other() -> None:
+    running = [member(f"w{i}", 3, node=f"n{i}") for i in range(3)]
+    found = plan(machines(3), [*running, member("w3", 3)])
+    assert reports(found) == {"w3": ("InsufficientResource", "NoVictims")}
+    (bind,) = plan(machines(4), [*running, member("w3", 3)]).actions
+    assert [reason.code for reason in bind.reasons] == ["OnlyFit"]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (member("w1", 2, gates=["ex.com/a"]), "w1 is gated by ex.com/a"),
+        (msgspec.structs.replace(member("w1", 2), scheduler="mine"), "w1 is left to scheduler mine"),
+        (member("w1", 2, terminating=True), "w1 is being deleted"),
+    ],
+)
+def test_members_that_are_there_and_kept_back_are_named(other: Pod, words: str) -> None:
+    found = plan(machines(2), [member("w0", 2), other])
+    assert told(found, "w0") == [f"gang default/train needs 2 pods and 2 exist, but {words}"]
+
+
+def test_a_statefulset_that_makes_one_pod_at_a_time_is_told_as_the_likely_cause() -> None:
+    found = plan(machines(2), [member("w0", 2, owner="train", kind="StatefulSet")])
+    assert "podManagementPolicy" in told(found, "w0")[0]
+
+
+def test_members_that_end_on_other_nodes_are_told_that_the_gang_ends_as_a_whole() -> None:
+    running = [member(f"w{i}", 2, node=f"n{i}") for i in range(2)]
+    found = plan(machines(2), [*running, pod("urgent", gpus=8, priority=10)])
+    words = {a.pod.name: a.reasons[0].message for a in found.actions if isinstance(a, Evict)}
+    assert words["w0"].endswith("which fits on n0 without it")
+    assert words["w1"].endswith("without other pods of gang default/train; the gang ends as a whole")
 
 
 def test_what_a_gang_that_does_not_fit_would_take_is_left_to_others() -> None:

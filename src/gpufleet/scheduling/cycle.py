@@ -137,7 +137,7 @@ class _Cycle:
                     # The gang runs without it, so it is one pod like any other.
                     self._settle(Unit((pod,)), (pod,))
             return
-        blame = self._partly(unit, pods, placements) if unit.gang else ()
+        blame = self._partly(unit, pods, placements) if unit.gang and not unit.surplus else ()
         self.trial.rollback(mark)
         if (waiting := self.nominations.wait(unit, pods)) is not None:
             self._make_room(unit, pods, waiting)
@@ -154,7 +154,7 @@ class _Cycle:
             self._report([p.pod for p in placements], (Reason("WaitingForVolume", text, unit.gang),))
             return
         gang: tuple[Reason, ...] = ()
-        if unit.gang:
+        if unit.gang and not unit.surplus:
             text = f"{len(placements)} pods of gang {unit.gang} were placed together (minimum {unit.minimum})"
             gang = (Reason("GangPlaced", text, unit.gang),)
         self.actions += [Bind(p.pod, p.node, (*gang, p.reason)) for p in placements]
@@ -169,6 +169,12 @@ class _Cycle:
         first = next((pod for pod in pods if pod.key not in placed), None)
         reasons = self.trial.search(first).reasons() if first else ()
         text = f"{len(placements)} of the {unit.needed} pods that gang {unit.gang} still needs fit at once"
+        if placements:
+            text += "; with them placed no node is left for the next one"
+            reasons = tuple(
+                msgspec.structs.replace(reason, message=f"with them placed: {reason.message}")
+                for reason in reasons
+            )
         evidence: dict[str, int | str] = {"need": unit.needed, "have": len(placements)}
         return (Reason("GangUnplaceable", text, unit.gang, evidence=evidence), *reasons)
 
@@ -183,7 +189,11 @@ class _Cycle:
             self._report((pod,), (_room(choice),))
         served = {pod.key for pod, _ in waiting}
         for pod in pods:
-            if pod.key not in served:
+            if pod.key in served:
+                continue
+            if unit.surplus:
+                self._give_up((pod,), (*self.trial.search(pod).reasons(), _no_preemption((pod,))))
+            else:
                 text = (
                     f"gang {unit.gang} waits for room for {len(waiting)} pods, and there is none for this one"
                 )
@@ -215,9 +225,12 @@ def _room(choice: Choice) -> Reason:
 
 
 def _eviction(victim: Pod, beneficiary: Pod, node: str) -> Evict:
+    gone = "it"
+    if victim.node != node:
+        gone = f"other pods of gang {victim.gang_key}; the gang ends as a whole"
     text = (
         f"evicted for {beneficiary.key} (priority {beneficiary.priority} over {victim.priority}), "
-        f"which fits on {node} without it"
+        f"which fits on {node} without {gone}"
     )
     evidence: dict[str, int | str] = {"priority": victim.priority, "beneficiary": beneficiary.priority}
     return Evict(victim, node, beneficiary.key, (Reason("Preempted", text, victim.key, evidence=evidence),))

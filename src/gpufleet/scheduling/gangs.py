@@ -18,11 +18,15 @@ from gpufleet.fleet.pods import Pod, gpus_requested
 from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
 
+_NAMED = 3
+"""How many members that are kept back are named."""
+
 
 class Unit(msgspec.Struct, frozen=True):
     """Pods that are decided together. `needed` of `pods` must be placed, else none is.
 
-    `running` members are bound already; `problem` says why the unit cannot even be tried.
+    `running` members are bound already; `surplus` says that the gang needs none of `pods`; `problem` says why
+    the unit cannot even be tried.
     """
 
     pods: tuple[Pod, ...]
@@ -30,6 +34,7 @@ class Unit(msgspec.Struct, frozen=True):
     minimum: int = 1
     running: int = 0
     gang: str = ""
+    surplus: bool = False
     problem: Reason | None = None
 
     @property
@@ -51,21 +56,26 @@ class Unit(msgspec.Struct, frozen=True):
 def units(snapshot: Snapshot, responsible: Callable[[Pod], bool]) -> list[Unit]:
     """What waits for a decision, in the order in which it is taken.
 
-    A pod that another scheduler owns, that is ending or that is gated is not decided about; gated members of
-    a gang count as missing.
+    A pod that another scheduler owns, that is ending or that is gated is not decided about; a gang counts
+    such members as missing, and says so.
     """
     singles: list[Unit] = []
     gangs: defaultdict[str, list[Pod]] = defaultdict(list)
+    kept_back: defaultdict[str, list[Pod]] = defaultdict(list)
     for pod in snapshot.unbound.values():
         if pod.terminating or pod.gates or not responsible(pod):
-            continue
-        if pod.gang is None:
+            if pod.gang is not None:
+                kept_back[pod.gang_key].append(pod)
+        elif pod.gang is None:
             singles.append(Unit((pod,)))
         else:
             gangs[pod.gang_key].append(pod)
     if gangs:
         running = running_members(snapshot, gangs)
-        singles.extend(gang_unit(key, pods, running.get(key, ()), snapshot) for key, pods in gangs.items())
+        singles.extend(
+            gang_unit(key, pods, running.get(key, ()), snapshot, kept_back.get(key, ()))
+            for key, pods in gangs.items()
+        )
     return sorted(singles, key=lambda unit: unit.order)
 
 
@@ -80,8 +90,14 @@ def running_members(snapshot: Snapshot, gangs: Iterable[str]) -> Mapping[str, li
     return running
 
 
-def gang_unit(key: str, members: Sequence[Pod], mates: Sequence[Pod], snapshot: Snapshot) -> Unit:
-    """The unit of a gang of which `members` wait and `mates` are bound."""
+def gang_unit(
+    key: str,
+    members: Sequence[Pod],
+    mates: Sequence[Pod],
+    snapshot: Snapshot,
+    kept_back: Sequence[Pod] = (),
+) -> Unit:
+    """The unit of a gang of which `members` wait and `mates` are bound; `kept_back` are not decided about."""
     pods = tuple(sorted(members, key=_largest_first))
     running = len(mates)
     live = {pod.gang_part for pod in (*members, *mates)}
@@ -93,11 +109,34 @@ def gang_unit(key: str, members: Sequence[Pod], mates: Sequence[Pod], snapshot: 
         text = problem or f"the pods of gang {key} state different sizes"
         return Unit(pods, gang=key, running=running, problem=Reason("GangInvalid", text, key))
     if done + len(pods) < minimum:
-        text = f"gang {key} needs {minimum} pods and {done + len(pods)} are there"
+        text = f"gang {key} needs {minimum} pods and {_there(done + len(pods), pods, kept_back)}"
         evidence: dict[str, int | str] = {"need": minimum, "have": done + len(pods)}
         reason = Reason("GangIncomplete", text, key, evidence=evidence)
         return Unit(pods, minimum=minimum, gang=key, running=running, problem=reason)
-    return Unit(pods, max(minimum - done, 1), minimum, running, key)
+    return Unit(pods, max(minimum - done, 1), minimum, running, key, surplus=done >= minimum)
+
+
+def _there(count: int, pods: Sequence[Pod], kept_back: Sequence[Pod]) -> str:
+    """How many members there are, and what keeps those back that do not count."""
+    if kept_back:
+        names = sorted(kept_back, key=lambda pod: pod.name)
+        told = [f"{pod.name} {_kept_back_by(pod)}" for pod in names[:_NAMED]]
+        if len(names) > _NAMED:
+            told.append(f"{len(names) - _NAMED} more are kept back, too")
+        exist = count + len(kept_back)
+        return f"{exist} exist, but {', '.join(told)}"
+    there = "1 is there" if count == 1 else f"{count} are there"
+    if count == 1 and pods[0].owner_kind == "StatefulSet":
+        return (
+            f"{there}; a StatefulSet makes the next one when it runs, unless podManagementPolicy is Parallel"
+        )
+    return there
+
+
+def _kept_back_by(pod: Pod) -> str:
+    if pod.terminating:
+        return "is being deleted"
+    return f"is gated by {', '.join(pod.gates)}" if pod.gates else f"is left to scheduler {pod.scheduler}"
 
 
 def _largest_first(pod: Pod) -> tuple[int, float, int, str]:

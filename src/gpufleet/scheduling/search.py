@@ -106,7 +106,7 @@ class Search:
             return None
         if second is None:
             return best[1], Reason("OnlyFit", f"no other node fits than {best[1]}", best[1])
-        return best[1], self._difference(best, second, [*self._scorers(), *wide.scores])
+        return best[1], self._difference(best, second, wide)
 
     def blocked(self, node: str, *, certain: bool = True) -> Block | None:
         """Why the pod cannot run on one node, or None when it can. Not `certain`: as in `best`."""
@@ -141,7 +141,7 @@ class Search:
             self._reasons = node_reasons(self.blocks())
         return self._reasons
 
-    def _difference(self, best: _Ranked, second: _Ranked, scorers: list[_Scorer]) -> Reason:
+    def _difference(self, best: _Ranked, second: _Ranked, wide: _Wide) -> Reason:
         """What decided between two nodes: the highest tier in which they differ."""
         total, node = best
         next_total, other = second
@@ -149,7 +149,8 @@ class Search:
             return Reason("BestFit", f"{node} is the first by name of nodes that are equally good", node)
         tier = _deciding_tier(-total, -next_total)
         account, next_account = self._ledger.accounts[node], self._ledger.accounts[other]
-        measured = [(value(account), value(next_account), s) for s, value in scorers if s.weight == tier]
+        deciding = [scorer for scorer in (*self._scorers(), *wide.scores) if scorer[0].weight == tier]
+        measured = [(value(account), value(next_account), score) for score, value in deciding]
         measure, next_measure, score = max(measured, key=_lead)
         text = f"{node} scores best by {score.name}: {measure} of 100, {other} has {next_measure}"
         return Reason(score.reason, text, node, evidence={"measure": measure, "next": next_measure})

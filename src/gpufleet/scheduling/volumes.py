@@ -32,7 +32,8 @@ _Choice = tuple[Claim, Volume | None]
 
 def claim_keys(pod: Pod) -> tuple[str, ...]:
     """`namespace/name` of the claims of a pod."""
-    return tuple(f"{pod.namespace}/{name}" for name in pod.shape.claims)
+    names = pod.shape.claims
+    return tuple(f"{pod.namespace}/{name}" for name in names) if names else ()
 
 
 def volume_problem(pod: Pod, snapshot: Snapshot) -> Block | None:

@@ -55,7 +55,7 @@ from gpufleet.local.processes import (
     read_record,
     write_record,
 )
-from gpufleet.local.settings import PORT_NAMES, Options, Settings, choose_ports
+from gpufleet.local.settings import PORT_NAMES, Options, Settings, choose_ports, write_settings
 
 # ---------------------------------------------------------------------------------------- the pure life cycle
 
@@ -268,6 +268,21 @@ def test_what_hands_over_is_asked_to_when_a_successor_follows(layout: Layout) ->
     with supervising(layout, component(layout, "etcd", handover=signal.SIGUSR1)):
         wait_for(lambda: answering(layout))
         assert process.wait(5) == -signal.SIGUSR1
+
+
+def test_what_runs_on_hears_of_an_up(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = layout.run / "heard"
+    says = f"open({str(heard)!r}, 'a').write('x')"
+    listens = f"import signal; signal.signal(signal.SIGHUP, lambda *_: {says})"
+    listening = component(layout, "etcd", listens + SERVE, look_again=signal.SIGHUP)
+    monkeypatch.setattr("gpufleet.local.supervisor.components", lambda *_: (listening,))
+    write_settings(layout, Settings({}, {}))
+    with supervising(layout, listening) as supervisor:
+        wait_for(lambda: answering(layout))
+        pid = pid_of(layout, "etcd")
+        supervisor.request_reload()
+        wait_for(heard.exists)
+        assert pid_of(layout, "etcd") == pid
 
 
 def test_a_component_without_record_is_ended_and_a_workload_is_left_alone(layout: Layout) -> None:

@@ -19,10 +19,12 @@ from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.kinds import GPU_NODES, NODES, PODS
 from gpufleet.kube.objects import Node, Pod
 from gpufleet.local.components import API_SERVER
+from gpufleet.local.fleetfile import load_fleet
 from gpufleet.local.layout import Layout
 from gpufleet.local.observed import ComponentState, FleetState, node_ready, observe
 
 API_BUDGET_S = 5.0
+_NAMED = 5
 
 COLUMNS = (
     Column("COMPONENT"),
@@ -69,12 +71,14 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Cluster(msgspec.Struct, frozen=True):
-    """What the API server says."""
+    """What the API server says; `missing` nodes stand in the fleet file and have no Node object."""
 
     nodes: int
     ready_nodes: int
     gpus: GPUCounts
     pods: Pods
+    missing: tuple[str, ...] = ()
+    cordoned: int = 0
 
 
 def render(layout: Layout, output: str | None, *, watch: bool) -> str:
@@ -84,7 +88,7 @@ def render(layout: Layout, output: str | None, *, watch: bool) -> str:
     status = status_of(layout, state, cluster)
     if output in ("json", "yaml"):
         return _data(msgspec.to_builtins(status), output, watch=watch)
-    return _for_people(layout, status, state, problem, wide=output == "wide")
+    return _for_people(layout, status, state, cluster, problem, wide=output == "wide")
 
 
 def status_of(layout: Layout, state: FleetState, cluster: Cluster | None) -> Status:
@@ -98,6 +102,7 @@ def status_of(layout: Layout, state: FleetState, cluster: Cluster | None) -> Sta
             and cluster is not None
             and cluster.ready_nodes == cluster.nodes
             and cluster.nodes > 0
+            and not cluster.missing
         ),
         kubeconfig=str(layout.kubeconfig),
         nodes=cluster.nodes if cluster else None,
@@ -133,13 +138,24 @@ async def _ask(layout: Layout) -> Cluster:
             client.list(PODS, type=Pod, resource_version="0"),
             _gpu_nodes(client),
         )
+    present = {node.metadata.name for node in nodes.items}
     phases = [pod.status.phase for pod in pods.items]
     return Cluster(
         nodes=len(nodes.items),
+        missing=tuple(name for name in _wanted_nodes(layout) if name not in present),
+        cordoned=sum(node.spec.unschedulable for node in nodes.items),
         ready_nodes=sum(node_ready(node) for node in nodes.items),
         gpus=counts(gpus_of(gpu_nodes)),
         pods=Pods(phases.count("Running"), phases.count("Pending")),
     )
+
+
+def _wanted_nodes(layout: Layout) -> tuple[str, ...]:
+    """The nodes of the fleet file; none when somebody has taken it away or damaged it."""
+    try:
+        return load_fleet(str(layout.fleet_file))[0].node_names
+    except GpufleetError:
+        return ()
 
 
 async def _gpu_nodes(client: Client) -> list[GPUNode]:
@@ -159,18 +175,26 @@ def _data(data: Any, form: str, *, watch: bool) -> str:
     return json.dumps(data, indent=None if watch else 2) + "\n"
 
 
-def _for_people(layout: Layout, status: Status, state: FleetState, problem: str, *, wide: bool) -> str:
+def _for_people(
+    layout: Layout,
+    status: Status,
+    state: FleetState,
+    cluster: Cluster | None,
+    problem: str,
+    *,
+    wide: bool,
+) -> str:
     gpus, pods = status.gpus, status.pods
     head = styled("ready", "green") if status.ready else styled("not ready", "red")
     if not state.running:
         head = "stopped"
     lines = [f"fleet {status.fleet}: {head}"]
-    if status.nodes is None:
+    if cluster is None:
         lines.append(
             f"  {problem}; gpufleet up{_flag(layout)} starts it" if not state.running else f"  {problem}"
         )
     else:
-        lines.append(f"  nodes       {status.nodes}")
+        lines += [f"  nodes       {line}" for line in node_lines(cluster, f"gpufleet up{_flag(layout)}")]
         lines.append(
             f"  gpus        {gpus.allocated} of {gpus.total} allocated, {gpus.free} free, "
             + styled(f"{gpus.unhealthy} unhealthy", "red" if gpus.unhealthy else "")
@@ -186,6 +210,23 @@ def _for_people(layout: Layout, status: Status, state: FleetState, problem: str,
         )
     rows = [_row(layout, component) for component in state.components]
     return "\n".join(lines) + "\n\n" + table(COLUMNS, rows, wide=wide)
+
+
+def node_lines(cluster: Cluster, up: str) -> list[str]:
+    """How many nodes there are, and a line about those that should be and are not; `up` brings them back."""
+    total = cluster.nodes + len(cluster.missing)
+    parts = [f"{cluster.nodes} of {total}" if cluster.missing else str(total)]
+    if cluster.ready_nodes < cluster.nodes:
+        parts.append(styled(f"{cluster.nodes - cluster.ready_nodes} not ready", "red"))
+    if cluster.cordoned:
+        parts.append(styled(f"{cluster.cordoned} cordoned", "yellow"))
+    lines = [", ".join(parts)]
+    if cluster.missing:
+        shown = ", ".join(cluster.missing[:_NAMED])
+        more = len(cluster.missing) - _NAMED
+        names = f"{shown} and {more} more" if more > 0 else shown
+        lines.append(styled(f"! deleted: {names}; {up} registers what is missing", "yellow"))
+    return lines
 
 
 def _flag(layout: Layout) -> str:

@@ -86,8 +86,8 @@ def command(
     """Start a local fleet: the real Kubernetes control plane with simulated GPU nodes.
 
     On a running fleet it takes up what changed (fleet file, options, gpufleet itself), tries again at once
-    what keeps failing, and otherwise does nothing. What is not given stays as it was at the last `up`. The
-    control plane is built when it is needed for the first time.
+    what keeps failing, registers deleted nodes again, and otherwise does nothing. What is not given stays as
+    it was at the last `up`. The control plane is built when it is needed for the first time.
     """
     from gpufleet.local.up import Request, up
 

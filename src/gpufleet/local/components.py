@@ -59,7 +59,8 @@ class Component(msgspec.Struct, frozen=True):
     It starts once the components in `after` answer and the file `needs` exists, and is restarted on reload
     when its command line or the content of one of `inputs` changed (a file, or a folder with Python modules).
     `grace_s` is how long it may take to end.
-    `handover` is the signal that ends it when a successor takes over what it runs.
+    `handover` is the signal that ends it when a successor takes over what it runs, `look_again` the one that
+    tells it, while it runs, that somebody has typed `up`.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Component(msgspec.Struct, frozen=True):
     inputs: tuple[Path, ...] = ()
     grace_s: float = 10.0
     handover: signal.Signals = signal.SIGTERM
+    look_again: signal.Signals | None = None
 
     def fingerprint(self) -> str:
         """A digest of everything that the process was started with."""
@@ -258,6 +260,7 @@ def _simulated_nodes(layout: Layout, settings: Settings) -> Component:
         needs=layout.objects_applied,
         inputs=(PACKAGE, layout.fleet_file),
         handover=signal.SIGUSR1,
+        look_again=signal.SIGHUP,
     )
 
 

@@ -83,6 +83,10 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
         """The GPU product, None for nodes without GPUs."""
         return None if self.gpu is None else find_product(self.gpu)
 
+    def node_name(self, number: int) -> str:
+        """The name of one of the group's nodes."""
+        return f"{self.name}-{number}"
+
     @property
     def gpus(self) -> int:
         """GPUs of each node."""
@@ -148,6 +152,11 @@ class Fleet(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
     def nodes(self) -> int:
         """Number of nodes."""
         return sum(group.count for group in self.groups)
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """The names of all nodes, in the order of the file."""
+        return tuple(group.node_name(number) for group in self.groups for number in range(group.count))
 
 
 def parse_fleet(text: str, source: str) -> Fleet:

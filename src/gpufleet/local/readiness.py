@@ -152,10 +152,14 @@ class Wait:
         logs = self._layout.log(behind[0].name) if behind else self._layout.logs
         return GpufleetError(
             reason="Timeout",
-            message=f"the fleet was not ready within {self._timeout_s:.0f} s, while {what}"
+            message=f"the fleet was not ready within {self._timeout_s:.0f} s, while {what}{self._so_far()}"
             + (f"; not answering: {names}" if names else ""),
             hint=f"read {logs}; a slow machine may need more time: gpufleet up --timeout 600",
         )
+
+    def _so_far(self) -> str:
+        done, total = self._count
+        return f" ({done} of {total})" if total else ""
 
 
 def laggards(state: FleetState) -> list[ComponentState]:

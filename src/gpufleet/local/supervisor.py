@@ -4,8 +4,8 @@ It starts each component once what it depends on answers, restarts what dies (`l
 writes what it knows on every change. It can itself be killed at any moment: its children live on, and the
 next supervisor adopts those that its records name, that answer, and that were started with the same
 arguments; it ends the rest. One lock per fleet makes sure that there is never a second one. SIGTERM ends
-everything in reverse order of start, SIGHUP reads the settings again, restarts what they change and tries at
-once what waits after a failure.
+everything in reverse order of start, SIGHUP reads the settings again, restarts what they change, tries at
+once what waits after a failure, and tells the others to look whether something is missing.
 
     python -m gpufleet.local.supervisor --name NAME
 """
@@ -233,6 +233,7 @@ class Supervisor:
                 watched.record, watched.adopted = record, True
                 life = lifecycle.started(watched.life, record.pid, time.monotonic())
                 watched.life = lifecycle.probed(life, True)
+                self._look_again(watched)
                 log.info("component adopted", extra={"component": watched.name, "child": record.pid})
         self._write_state()
         kept = {watched.life.pid for watched in self._watched.values()}
@@ -272,8 +273,18 @@ class Supervisor:
             if watched.record is not None and watched.record.fingerprint != component.fingerprint():
                 log.info("restarting a component whose settings changed", extra={"component": name})
                 self._end(watched, component.handover)
+            else:
+                self._look_again(watched)
             watched.life = lifecycle.requested(watched.life)
         self._revision = revision
+
+    def _look_again(self, watched: Watched) -> None:
+        """Tell a component that runs on that somebody typed `up`. One that does not answer yet may not have
+        its handler, and is about to look at everything anyway.
+        """
+        if watched.component.look_again is not None and watched.life.answering:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(watched.life.pid, watched.component.look_again)
 
     def _end_all(self) -> None:
         for watched in reversed(self._watched.values()):

@@ -1,9 +1,9 @@
 """Bring a fleet up: check everything that can be checked, start the supervisor, wait until it works.
 
 `up` is idempotent. On a running fleet it takes up what changed (fleet file, options, a newer gpufleet), tries
-again at once what keeps failing, and nothing else; on one whose supervisor was killed it starts a new one,
-which adopts what still runs. When it fails, a fleet that was down is down again, and what lived lives on with
-its former settings.
+again at once what keeps failing, registers nodes again that were deleted, and nothing else; on one whose
+supervisor was killed it starts a new one, which adopts what still runs. When it fails, a fleet that was down
+is down again, and what lived lives on with its former settings.
 """
 
 from __future__ import annotations

@@ -117,6 +117,22 @@ async def test_a_deleted_node_stays_deleted_until_the_next_start(cluster: Openin
         await c.ready("p")
 
 
+async def test_a_deleted_node_comes_back_with_its_gpus_when_it_is_asked_to(cluster: Opening) -> None:
+    async with cluster as c:
+        await c.client.delete(NODES, "shared-0")
+        await until(lambda: _absent(c, "shared-0"), within=40)
+        process = cluster.fleet.process
+        assert process is not None
+        process.send_signal(signal.SIGHUP)
+        await until(lambda: _reports(c, "shared-0"))
+        await c.bind(manifest("p", 1), "shared-0")
+        await c.ready("p")
+
+
+async def _reports(cluster: Cluster, node: str) -> bool:
+    return bool((await cluster.gpu_node(node)).status.devices)
+
+
 async def test_what_people_did_to_a_node_stays(cluster: Opening) -> None:
     async with cluster as c:
         node = await c.client.get(NODES, "gpu-1", type=Node)

@@ -1,5 +1,7 @@
 """`python -m gpufleet.local.simnodes`: play the nodes of a fleet until SIGTERM or SIGUSR1.
 
+SIGHUP registers nodes again whose objects somebody has deleted: a kubelet does that only when it starts.
+
 SIGTERM ends the containers that run as processes too. After SIGUSR1, and when we fail, they go on, and the
 next process takes them over.
 
@@ -85,6 +87,7 @@ async def _play(
     context = await asyncio.to_thread(
         tls_context, options.kubelet_cert, options.kubelet_key, options.client_ca
     )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, simulation.registration.register_missing)
     simulation.registration.port = await endpoint.start(options.kubelet_port, context)
     try:
         async with serving(options.metrics_port, ready=simulation.ready.is_set) as metrics_port:

@@ -53,7 +53,7 @@ def machines(fleet: Fleet, fleet_name: str) -> tuple[Machine, ...]:
 
 
 def _machine(group: Group, number: int, overall: int, fleet_name: str) -> Machine:
-    name, product, sharing = f"{group.name}-{number}", group.product, group.sharing.time_slicing
+    name, product, sharing = group.node_name(number), group.product, group.sharing.time_slicing
     devices = NodeDevices()
     if product is not None:
         devices = make_devices(

@@ -48,7 +48,7 @@ CONCURRENCY = 32
 class Registration:
     """Registers the nodes of a fleet; `port` is that of the kubelet endpoint, set before anything else.
 
-    `current` gives a node's object as it was last seen.
+    `current` gives a node's object as it was last seen; `registered` hears of a node that came back.
     """
 
     def __init__(
@@ -62,8 +62,11 @@ class Registration:
         self._nodes = nodes
         self._current = current
         self._given_up: WorkQueue[str] = WorkQueue()
+        self._missing: WorkQueue[str] = WorkQueue()
         self.workers = Workers(self._given_up, self._heal, concurrency=CONCURRENCY, what="node status")
+        self.returning = Workers(self._missing, self._return, concurrency=CONCURRENCY, what="node")
         self.port = 0
+        self.registered: Callable[[str], object] = lambda _: None
         self._clock = clock
         self._renewed: set[str] = set()
 
@@ -83,6 +86,12 @@ class Registration:
         """Report Ready at once when the control plane has given a node up, as a kubelet that is back does."""
         if change.new is not None and change.key in self._nodes and not _is_ready(change.new):
             self._given_up.add(change.key)
+
+    def register_missing(self) -> None:
+        """Register the nodes again that were deleted, as kubelets do that are restarted."""
+        for name, node in self._nodes.items():
+            if not node.present:
+                self._missing.add(name)
 
     async def renew_leases(self) -> None:
         """Renew every node's Lease, each once per interval, until cancelled."""
@@ -106,6 +115,13 @@ class Registration:
         seen = self._current(name)
         if seen is not None and not _is_ready(seen):
             await self._patch_status(self._nodes[name], seen)
+
+    async def _return(self, name: str) -> None:
+        node = self._nodes[name]
+        if not node.present:
+            await self._enter(node, None)
+            self.registered(name)
+            log.info("a node is registered again", extra={"node": name})
 
     async def _enter(self, node: SimulatedNode, existing: Node | None) -> None:
         if existing is None:

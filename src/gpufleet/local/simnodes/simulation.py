@@ -54,6 +54,7 @@ class Simulation:
         ours = f"{FLEET_LABEL}={name}"
         self.node_informer = Informer(client, NODES, Node, labels=ours)
         self.registration = Registration(client, self.nodes, self.node_informer.get)
+        self.registration.registered = self.records.changed
         self.gpu_informer = Informer(client, GPU_NODES, GPUNode)
         self.pod_informer = Informer(client, PODS, Pod, fields="spec.nodeName!=")
         self.ready = asyncio.Event()
@@ -81,6 +82,7 @@ class Simulation:
                 self.provisioner.workers.run,
                 self.registration.renew_leases,
                 self.registration.workers.run,
+                self.registration.returning.run,
                 self.registration.heartbeat,
                 self._refresh,
             ):

@@ -8,9 +8,11 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpufleet.cli.fleet_status import Cluster, Pods, node_lines
 from gpufleet.cli.usage import GPU, Holder, counts, gpus_of, nodes_of, pods_of
+from gpufleet.cli.usage_tables import text
 from gpufleet.kube.gpunode import GPUAllocation, GPUDevice, GPUInstance, GPUNode, GPUNodeStatus
-from gpufleet.kube.objects import Condition, Node, NodeStatus, ObjectMeta
+from gpufleet.kube.objects import Condition, Node, NodeSpec, NodeStatus, ObjectMeta
 
 CONTRACT = {"node", "index", "uuid", "product", "memory_mib", "util_percent", "pods", "healthy"}
 
@@ -118,6 +120,26 @@ def test_a_pod_is_as_busy_as_the_mean_of_its_gpus() -> None:
 def test_a_node_that_reports_no_gpus_is_shown_with_none() -> None:
     [row] = nodes_of([], [node("cpu-1", ready="Unknown")])
     assert (row.gpus, row.ready, row.pool) == (0, False, "p")
+
+
+def test_a_cordoned_node_is_told_from_one_that_takes_pods() -> None:
+    closed = msgspec.structs.replace(node("b"), spec=NodeSpec(unschedulable=True))
+    gone = msgspec.structs.replace(closed, status=NodeStatus(), metadata=ObjectMeta(name="c"))
+    shown = text("nodes", nodes_of([], [node("a"), closed, gone]), None, headers=False, watch=False)
+    assert [line.split("\t")[-1] for line in shown.splitlines()] == [
+        "ready",
+        "ready,cordoned",
+        "! not ready,cordoned",
+    ]
+
+
+def test_status_names_the_nodes_that_are_missing_and_counts_those_that_are_cordoned() -> None:
+    cluster = Cluster(6, 5, counts([]), Pods(0, 0), missing=("infer-1",), cordoned=2)
+    assert node_lines(cluster, "gpufleet up") == [
+        "6 of 7, 1 not ready, 2 cordoned",
+        "! deleted: infer-1; gpufleet up registers what is missing",
+    ]
+    assert node_lines(Cluster(7, 7, counts([]), Pods(0, 0)), "") == ["7"]
 
 
 def test_gpus_are_in_the_order_of_node_and_index() -> None:

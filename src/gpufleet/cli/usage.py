@@ -67,6 +67,7 @@ class NodeUsage(msgspec.Struct, frozen=True):
     util_percent: int
     memory_mib: int
     memory_used_mib: int
+    cordoned: bool = False
 
 
 class PodUsage(msgspec.Struct, frozen=True):
@@ -119,6 +120,7 @@ def nodes_of(gpu_nodes: Iterable[GPUNode], nodes: Iterable[Node]) -> list[NodeUs
                 util_percent=_mean([gpu.util_percent for gpu in gpus]),
                 memory_mib=sum(gpu.memory_mib for gpu in gpus),
                 memory_used_mib=sum(gpu.memory_used_mib for gpu in gpus),
+                cordoned=node.spec.unschedulable,
             )
         )
     return sorted(usages, key=lambda usage: usage.node)

@@ -160,7 +160,7 @@ def _cells(row: Row) -> list[str | Cell]:
                 Cell(str(row.unhealthy), "red" if row.unhealthy else ""),
                 _util(row.util_percent),
                 _memory(row.memory_used_mib, row.memory_mib),
-                Cell("ready") if row.ready else Cell("! not ready", "red"),
+                _node_state(row),
             ]
         case PodUsage():
             return [
@@ -172,6 +172,12 @@ def _cells(row: Row) -> list[str | Cell]:
                 f"{row.memory_used_mib}Mi",
                 ",".join(row.devices),
             ]
+
+
+def _node_state(row: NodeUsage) -> Cell:
+    state = "ready" if row.ready else "! not ready"
+    style = "red" if not row.ready else "yellow" if row.cordoned else ""
+    return Cell(f"{state},cordoned" if row.cordoned else state, style)
 
 
 def _util(percent: int) -> Cell:

@@ -476,4 +476,21 @@ def test_a_symbolic_link_to_a_kubeconfig_stays_one(tmp_path: Path) -> None:
 def test_a_pod_is_named_as_kubectl_and_why_name_it(text: str, meant: tuple[str, str]) -> None:
     from gpufleet.cli.cluster import named_pod
 
-    assert named_pod(text, "here") == meant
+    assert named_pod(text, None, "here") == meant
+    assert named_pod(text, meant[0], "elsewhere") == meant
+
+
+def test_a_pod_that_is_named_in_two_namespaces_is_refused() -> None:
+    from gpufleet.cli.cluster import named_pod
+
+    with pytest.raises(GpufleetError, match="primer/chat names the namespace primer, and -n default another"):
+        named_pod("primer/chat", "default", "default")
+
+
+def test_without_a_cluster_the_local_fleets_are_named(places: dict[str, str]) -> None:
+    layout_of("default", places).settings.unlink()
+    (Path(places["HOME"]) / ".kube" / "config").unlink()
+    with pytest.raises(GpufleetError) as raised:
+        server(places)
+    assert raised.value.reason == "NoCluster"
+    assert "--name two" in raised.value.hint

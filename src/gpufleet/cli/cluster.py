@@ -35,7 +35,14 @@ def choose_cluster(
         local = _default_fleet(environ)
         if local is not None:
             return load_config(str(local.kubeconfig), None, environ)
-    return load_config(None, None, environ)
+    try:
+        return load_config(None, None, environ)
+    except GpufleetError as error:
+        if error.reason != "NoCluster":
+            raise
+        raise GpufleetError(
+            reason=error.reason, message=error.message, hint=_which(environ, error.hint)
+        ) from None
 
 
 def chosen_fleet(name: str | None, environ: Mapping[str, str] = os.environ) -> Layout:
@@ -66,6 +73,17 @@ def existing_fleet(name: str | None, environ: Mapping[str, str] = os.environ) ->
     )
 
 
+def _which(environ: Mapping[str, str], hint: str) -> str:
+    """What to type where no cluster was named: one of the local fleets, if there are any."""
+    try:
+        known = known_fleets(environ)
+    except GpufleetError:
+        return hint
+    if not known:
+        return hint
+    return f"choose a local fleet with --name {known[0]} (known: {', '.join(known)}), or set KUBECONFIG"
+
+
 def _default_fleet(environ: Mapping[str, str]) -> Layout | None:
     try:
         layout = layout_of(DEFAULT_FLEET, environ)
@@ -74,7 +92,17 @@ def _default_fleet(environ: Mapping[str, str]) -> Layout | None:
     return layout if layout.exists else None
 
 
-def named_pod(text: str, namespace: str) -> tuple[str, str]:
-    """Namespace and name of a pod: POD, pod/POD or NAMESPACE/POD; `namespace` where the text has none."""
+def named_pod(text: str, chosen: str | None, default: str) -> tuple[str, str]:
+    """Namespace and name of a pod: POD, pod/POD or NAMESPACE/POD; where the text has no namespace it is the
+    `chosen` one (-n) or the `default`. Raises GpufleetError (Usage) when two are named.
+    """
     before, _, name = text.rpartition("/")
-    return (namespace if before in ("", "pod", "pods") else before, name)
+    if before in ("", "pod", "pods"):
+        return chosen or default, name
+    if chosen not in (None, "", before):
+        raise GpufleetError(
+            reason="Usage",
+            message=f"{text} names the namespace {before}, and -n {chosen} another one",
+            hint=f"{name} -n {before}, or {name} -n {chosen}",
+        )
+    return before, name

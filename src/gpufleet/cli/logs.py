@@ -49,7 +49,7 @@ def command(
     params |= {"previous": "true"} if previous else {}
     params |= {"timestamps": "true"} if timestamps else {}
     params |= {"tailLines": str(tail)} if tail is not None else {}
-    asyncio.run(_print(config, *named_pod(pod, namespace or config.namespace), params))
+    asyncio.run(_print(config, *named_pod(pod, namespace, config.namespace), params))
 
 
 async def _print(config: ClusterConfig, namespace: str, pod: str, params: dict[str, str]) -> None:

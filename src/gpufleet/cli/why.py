@@ -57,7 +57,7 @@ def command(
     it fit; each change was tried on a copy of the cluster's state. Nothing is changed.
     """
     config = choose_cluster(kubeconfig, context, name)
-    explanation = asyncio.run(_explain(config, *named_pod(pod, namespace or config.namespace)))
+    explanation = asyncio.run(_explain(config, *named_pod(pod, namespace, config.namespace)))
     if output:
         print_data(explanation.as_json(), output)
     else:

@@ -48,6 +48,7 @@ def node(
     name: str = "a",
     *,
     gpus: int = 0,
+    sick: int = 0,
     cpu: str = "64",
     memory: str = "512Gi",
     pods: int = 110,
@@ -58,7 +59,9 @@ def node(
     ready: bool = True,
     resources: Mapping[str, int | str] | None = None,
 ) -> Node:
-    """A node. It carries its hostname label, and its zone when one is named; `resources` adds or replaces."""
+    """A node with `gpus` that are healthy and others that are `sick`. It carries its hostname label, and its
+    zone when one is named; `resources` adds or replaces.
+    """
     allocatable: dict[str, int | str] = {"cpu": cpu, "memory": memory, "pods": pods}
     if gpus:
         allocatable[GPU] = gpus
@@ -70,6 +73,7 @@ def node(
         taints=tuple(taint(t) if isinstance(t, str) else t for t in taints),
         unschedulable=unschedulable,
         ready=ready,
+        unhealthy={GPU: sick} if sick else {},
     )
 
 

@@ -61,6 +61,7 @@ def nodes(draw: st.DrawFn, most: int = 4) -> tuple[Node, ...]:
         node(
             f"n{index}",
             gpus=draw(st.sampled_from([4, 2, 1, 0, 8])),
+            sick=draw(st.sampled_from([0, 0, 0, 2])),
             cpu=draw(st.sampled_from(["4", "2", "8"])),
             pods=draw(st.sampled_from([6, 3, 110])),
             zone=draw(st.sampled_from(["x", "y"])),

@@ -202,6 +202,13 @@ def test_new_nodes_help_against_a_shortage_but_not_against_a_missing_claim() -> 
     assert helped == {"gpu": True, "disk": False}
 
 
+def test_new_nodes_help_where_gpus_are_sick() -> None:
+    (report,) = plan(node("a", gpus=2, sick=2), pod("p", gpus=3)).actions
+    assert isinstance(report, Unschedulable)
+    assert report.reasons[0].code == "DeviceUnhealthy"
+    assert report.helped_by_capacity
+
+
 def test_a_claim_that_is_being_deleted_stops_who_waits_and_not_who_runs() -> None:
     going = claim("data", volume="pv", modes=["ReadWriteMany"], terminating=True)
     runs, waits = pod("runs", claims=["data"], node="a"), pod("waits", claims=["data"])

@@ -92,7 +92,7 @@ def carried_out(change: Change, snapshot: Snapshot, mates: list[Pod]) -> Snapsho
     if match := re.fullmatch(r"end (\S+) in (\S+) \((\d+) pods?\)", text):
         return _ended(snapshot, match[1], match[2], int(match[3]))
     if match := re.fullmatch(r"add (\d+) nodes? like (\S+) \(.*\)", text):
-        model = msgspec.structs.replace(snapshot.nodes[match[2]], ready=True, unschedulable=False)
+        model = _mended(snapshot.nodes[match[2]])
         new = [
             msgspec.structs.replace(model, name=name, labels={**model.labels, HOST: name})
             for name in (f"added-{index}" for index in range(int(match[1])))
@@ -107,6 +107,11 @@ def _edited(snapshot: Snapshot, mates: list[Pod], edit: object) -> Snapshot:
         for p in mates
     }
     return msgspec.structs.replace(snapshot, unbound={**snapshot.unbound, **changed})
+
+
+def _mended(old: Node) -> Node:
+    devices = Counter(old.allocatable) + Counter(old.unhealthy)
+    return msgspec.structs.replace(old, ready=True, unschedulable=False, allocatable=devices, unhealthy={})
 
 
 def _but(selector: tuple[tuple[str, str], ...], gone: object) -> tuple[tuple[str, str], ...]:
@@ -179,10 +184,7 @@ def test_every_change_that_is_offered_works_when_it_is_made(snapshot: Snapshot) 
 @examples(80)
 @given(fleets(most_pods=4, entangled=False))
 def test_never_is_said_exactly_when_the_empty_fleet_has_no_room(snapshot: Snapshot) -> None:
-    nodes = {
-        name: msgspec.structs.replace(n, ready=True, unschedulable=False)
-        for name, n in snapshot.nodes.items()
-    }
+    nodes = {name: _mended(n) for name, n in snapshot.nodes.items()}
     empty = Ledger.build(Snapshot(nodes=nodes))
     for p in snapshot.unbound.values():
         found = why(snapshot, p.name)
@@ -263,6 +265,13 @@ def test_a_volume_where_the_pod_may_not_go_is_never_the_fault_of_who_uses_it(hol
     assert found.verdict == "never"
     codes = {reason.code for reason in found.reasons}
     assert codes == {"NodeSelectorMismatch", "VolumeNodeConflict", "NoVictims"}
+
+
+@pytest.mark.parametrize(("healthy", "wanted"), [(0, 1), (2, 3)])
+def test_gpus_that_are_sick_come_back_one_day(healthy: int, wanted: int) -> None:
+    found = why(fleet(node("a", gpus=healthy, sick=4 - healthy), pod("p", gpus=wanted)), "p")
+    assert (found.verdict, found.reasons[0].code) == ("not-now", "DeviceUnhealthy")
+    assert "add 1 node like a (4 nvidia.com/gpu)" in {change.message for change in found.changes}
 
 
 def test_who_holds_the_gpus_is_named_by_workload() -> None:

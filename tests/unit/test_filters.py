@@ -211,6 +211,16 @@ def test_more_gpus_than_the_node_has_never_fit() -> None:
     assert block_on(node(gpus=4), pod(gpus=8)) == Block("ExceedsNodeCapacity", GPU, need=8, have=4)
 
 
+def test_gpus_that_are_sick_are_told_from_gpus_that_are_not_there() -> None:
+    half = node(gpus=2, sick=2)
+    assert block_on(half, pod(gpus=2)) is None
+    assert block_on(half, pod(gpus=3)) == Block("DeviceUnhealthy", GPU, need=3, have=2, total=4)
+    assert block_on(half, pod(gpus=5)) == Block("ExceedsNodeCapacity", GPU, need=5, have=4)
+    assert block_on(node(sick=4), pod(gpus=1)) == Block("DeviceUnhealthy", GPU, need=1, have=0, total=4)
+    busy = block_on(half, pod(gpus=2), pod("other", gpus=1, node="a"))
+    assert busy == Block("InsufficientResource", GPU, need=2, have=1)
+
+
 @pytest.mark.parametrize("offered", [{}, {"nvidia.com/mig-1g.10gb": 0}])
 def test_a_resource_that_the_node_lacks_is_not_offered(offered: dict[str, int | str]) -> None:
     block = block_on(node(resources=offered), pod(resources={"nvidia.com/mig-1g.10gb": 1}))

@@ -43,6 +43,15 @@ def test_every_code_that_is_used_is_in_the_vocabulary() -> None:
     assert used <= CODES.keys()
 
 
+def test_the_healthiest_of_several_nodes_is_the_one_that_is_counted() -> None:
+    blocks = [
+        Block("DeviceUnhealthy", "nvidia.com/gpu", 3, have, total=total) for have, total in ((2, 4), (0, 8))
+    ]
+    (reason,) = node_reasons(zip("ab", blocks, strict=True))
+    assert reason.message == "2 nodes with too few healthy nvidia.com/gpu: 3 needed, at most 2 of 4"
+    assert reason.evidence == {"need": 3, "have": 2, "total": 4}
+
+
 def test_every_way_in_which_a_node_is_out_has_words_in_both_tongues() -> None:
     assert messages._SENTENCES.keys() == messages._KUBERNETES_WORDS.keys()
     of_pods = {

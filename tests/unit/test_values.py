@@ -304,6 +304,7 @@ def test_a_node() -> None:
             ],
         },
         "status": {
+            "capacity": {"cpu": "2", "memory": "2Gi", "nvidia.com/gpu": "9", "pods": "110"},
             "allocatable": {"cpu": "1500m", "memory": "1Gi", "nvidia.com/gpu": "8", "pods": "110"},
             "conditions": [{"type": "DiskPressure", "status": "True"}, {"type": "Ready", "status": "True"}],
         },
@@ -311,10 +312,16 @@ def test_a_node() -> None:
     raw = msgspec.convert(body, objects.Node)
     allocatable = {"cpu": 1500, "memory": 1 << 30, "nvidia.com/gpu": 8, "pods": 110}
     taints = (Taint("k", "NoSchedule", "v"), Taint("j", "NoExecute"))
-    assert node_value(raw) == Node("a", {"x": "y"}, allocatable, taints, True, True)
+    assert node_value(raw) == Node(
+        "a", {"x": "y"}, allocatable, taints, True, True, unhealthy={"nvidia.com/gpu": 1}
+    )
     status = {"resources": [{"name": "nvidia.com/gpu", "capacity": 8, "healthy": 7}]}
     devices = msgspec.convert({"metadata": {"name": "a"}, "status": status}, GPUNode)
-    assert node_value(raw, devices).allocatable == {**allocatable, "nvidia.com/gpu": 7}
+    known = node_value(raw, devices)
+    assert known.allocatable == {**allocatable, "nvidia.com/gpu": 7}
+    assert known.unhealthy == {"nvidia.com/gpu": 1}, "the agent knows better than the kubelet"
+    silent = msgspec.convert({"metadata": {"name": "a"}}, GPUNode)
+    assert node_value(raw, silent) == node_value(raw)
 
 
 @pytest.mark.parametrize("conditions", [[], [{"type": "Ready", "status": "Unknown"}]])

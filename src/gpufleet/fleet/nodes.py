@@ -14,7 +14,8 @@ class Node(msgspec.Struct, frozen=True):
 
     `unread_pods` names pods there that could not be read: what they hold is unknown, so nobody else is placed
     there. Where a `GPUNode` exists, its healthy devices have already replaced the kubelet's count of GPU
-    resources, because the kubelet reports a sick or a returned GPU up to ten seconds late.
+    resources, because the kubelet reports a sick or a returned GPU up to ten seconds late. `unhealthy` counts
+    the devices that the node has beside those, by GPU resource, and that no new pod may use.
     """
 
     name: str
@@ -24,3 +25,4 @@ class Node(msgspec.Struct, frozen=True):
     unschedulable: bool = False
     ready: bool = True
     unread_pods: tuple[str, ...] = ()
+    unhealthy: Mapping[str, int] = {}

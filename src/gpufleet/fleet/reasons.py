@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "InsufficientResource": "The node has the resource, but too little of it is free now.",
     "ExceedsNodeCapacity": "The pod asks for more of a resource than the node has when it is empty.",
     "ResourceNotOffered": "The node does not offer the resource at all.",
+    "DeviceUnhealthy": "The node has enough of the resource when it is empty, but too much of it is sick.",
     "TooManyPods": "The node runs as many pods as it may.",
     "HostPortTaken": "Another pod on the node holds a host port that the pod asks for.",
     "PodAffinityUnmatched": "Required pod affinity finds no matching pod in the node's topology domain.",

@@ -96,8 +96,12 @@ def pod_shape(pod: objects.Pod) -> pods.PodShape:
 def node_value(node: objects.Node, gpu_node: GPUNode | None = None) -> Node:
     """The scheduling view of a node; a `GPUNode` with resources replaces the kubelet's counts of those."""
     allocatable = {name: resource_amount(name, text) for name, text in node.status.allocatable.items()}
-    if gpu_node is not None:
+    if gpu_node is not None and gpu_node.status.resources:
+        devices = {resource.name: resource.capacity for resource in gpu_node.status.resources}
         allocatable.update((resource.name, resource.healthy) for resource in gpu_node.status.resources)
+    else:
+        capacity = node.status.capacity.items()
+        devices = {name: resource_amount(name, text) for name, text in capacity if pods.is_gpu_resource(name)}
     ready = next((c.status for c in node.status.conditions if c.type == "Ready"), "Unknown")
     return Node(
         name=node.metadata.name,
@@ -106,6 +110,9 @@ def node_value(node: objects.Node, gpu_node: GPUNode | None = None) -> Node:
         taints=tuple(selectors.Taint(t.key, t.effect, t.value) for t in node.spec.taints),
         unschedulable=node.spec.unschedulable,
         ready=ready == "True",
+        unhealthy={
+            name: sick for name, count in devices.items() if (sick := count - allocatable.get(name, 0)) > 0
+        },
     )
 
 

@@ -70,11 +70,22 @@ def helpful_changes(
 
 
 def at_its_best(node: Node) -> Node:
-    """The node ready, uncordoned and accounted for, without the taints that Kubernetes sets for passing
-    conditions.
+    """The node ready, healthy, uncordoned and accounted for, without the taints that Kubernetes sets for
+    passing conditions.
     """
     lasting = tuple(taint for taint in node.taints if not taint.key.startswith(_PASSING))
-    return msgspec.structs.replace(node, ready=True, unschedulable=False, unread_pods=(), taints=lasting)
+    devices = {
+        resource: node.allocatable.get(resource, 0) + sick for resource, sick in node.unhealthy.items()
+    }
+    return msgspec.structs.replace(
+        node,
+        allocatable={**node.allocatable, **devices},
+        unhealthy={},
+        ready=True,
+        unschedulable=False,
+        unread_pods=(),
+        taints=lasting,
+    )
 
 
 class _Asking:

@@ -111,7 +111,7 @@ def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanatio
 
 
 def fits_empty(snapshot: Snapshot, unit: Unit) -> bool:
-    """Whether the unit would be placed if every node were ready, uncordoned and without pods.
+    """Whether the unit would be placed if every node were ready, healthy, uncordoned and without pods.
 
     Whom the pods must be near may still come, so others' absence does not count.
     """

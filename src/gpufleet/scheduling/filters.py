@@ -5,8 +5,8 @@ for each resource that is short. Semantics are those of kube-scheduler 1.37; tes
 asks its plugins about random clusters. What differs is decided: a node that is not ready is out, and named as
 such, before the node controller has tainted it; so is a node with a pod that gpufleet cannot read; what
 differs for volumes is told in `volumes` and `attachments`. A shortage that waiting cures
-(InsufficientResource, TooManyPods) is told from one that it does not, and where a volume is comes before who
-uses it.
+(InsufficientResource, TooManyPods, DeviceUnhealthy) is told from one that it does not, and where a volume is
+comes before who uses it.
 """
 
 from __future__ import annotations
@@ -161,12 +161,15 @@ def _shortage(account: NodeAccount, wanted: tuple[tuple[str, int], ...]) -> Bloc
         capacity, free = account.node.allocatable.get(resource, 0), account.free(resource)
         if amount <= free:
             continue
+        devices = capacity + account.node.unhealthy.get(resource, 0)
         if resource == "pods":
             passing.append(Block("TooManyPods", resource, amount, free))
-        elif capacity <= 0:
+        elif devices <= 0:
             lasting.append(Block("ResourceNotOffered", resource, amount))
+        elif amount > devices:
+            lasting.append(Block("ExceedsNodeCapacity", resource, amount, devices))
         elif amount > capacity:
-            lasting.append(Block("ExceedsNodeCapacity", resource, amount, capacity))
+            passing.append(Block("DeviceUnhealthy", resource, amount, capacity, total=devices))
         else:
             passing.append(Block("InsufficientResource", resource, amount, free))
     short = lasting or passing

@@ -26,6 +26,7 @@ _KUBERNETES_WORDS: dict[str, str] = {
     "InsufficientResource": "Insufficient {detail}",
     "ExceedsNodeCapacity": "node(s) too small for the requested {detail}",
     "ResourceNotOffered": "node(s) without {detail}",
+    "DeviceUnhealthy": "node(s) with too few healthy {detail}",
     "TooManyPods": "Too many pods",
     "HostPortTaken": "node(s) didn't have free ports for the requested pod ports",
     "PodAffinityUnmatched": "node(s) didn't match pod affinity rules",
@@ -47,6 +48,7 @@ _SENTENCES: dict[str, str] = {
     "InsufficientResource": "{nodes} with too little {detail} free: {need} needed, at most {have} free",
     "ExceedsNodeCapacity": "{nodes} too small: {need} {detail} needed on one node, the largest has {have}",
     "ResourceNotOffered": "{nodes} without any {detail}",
+    "DeviceUnhealthy": "{nodes} with too few healthy {detail}: {need} needed, at most {have} of {total}",
     "TooManyPods": "{nodes} already at the maximum number of pods",
     "HostPortTaken": "{nodes} with a host port taken{colon_detail}",
     "PodAffinityUnmatched": "{nodes} without the pods that required pod affinity needs{colon_detail}",
@@ -102,7 +104,8 @@ def condition_message(reasons: Sequence[Reason], nodes: int, longest: int = LONG
 def _node_reason(code: str, detail: str, members: list[Block]) -> Reason:
     count = len(members)
     need = max(block.need for block in members)
-    have = max(0, *(block.have for block in members))
+    have, total = max((block.have, block.total) for block in members)
+    have = max(0, have)
     resource = detail if code in ("InsufficientResource", "ExceedsNodeCapacity", "ResourceNotOffered") else ""
     needed, there = comparable_amounts(resource, need, have)
     text = _SENTENCES[code].format(
@@ -111,8 +114,11 @@ def _node_reason(code: str, detail: str, members: list[Block]) -> Reason:
         colon_detail=f": {detail}" if detail else "",
         need=needed,
         have=there,
+        total=total,
     )
     evidence: dict[str, int | str] = {"need": need, "have": have} if need else {}
+    if total:
+        evidence["total"] = total
     return Reason(code, text, detail, count, evidence)
 
 

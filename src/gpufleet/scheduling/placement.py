@@ -23,14 +23,16 @@ class Block(msgspec.Struct, frozen=True):
 
     `code` is one of `fleet.reasons.CODES`. `detail` says what exactly, in equal words on every node that is
     blocked in the same way, so that nodes can be counted by it. For resources, `need` is what the pod asks
-    and `have` what is free (InsufficientResource, TooManyPods) or allocatable (ExceedsNodeCapacity), as in
-    `fleet.quantities`; `more` are the other resources that are short, in the same words.
+    and `have` what is free (InsufficientResource, TooManyPods), what there is (ExceedsNodeCapacity) or what
+    is healthy of `total` (DeviceUnhealthy), as in `fleet.quantities`; `more` are the other resources that are
+    short, in the same words.
     """
 
     code: str
     detail: str
     need: int = 0
     have: int = 0
+    total: int = 0
     more: tuple[Block, ...] = ()
 
     @property

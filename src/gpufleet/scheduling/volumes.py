@@ -6,10 +6,9 @@ one can be provisioned; once a node is selected for it, it goes only there. A Re
 one pod. A ReadWriteOnce volume of a CSI driver that attaches its volumes admits one node: kube-scheduler
 leaves that to the attach step, where the second pod would hang for as long as the first one runs, so gpufleet
 blocks the node (VolumeInUse). Nothing keeps other ReadWriteOnce volumes (host paths, NFS) to one node, and
-gpufleet does not either. Three more
-differences keep a pod from waiting for what cannot come: an unbound claim follows a pod that was placed with
-it, a claim for which a volume is reserved goes only where that volume can be reached, and capacity that has
-been used up no longer matters once a node is selected.
+gpufleet does not either. Three more differences keep a pod from waiting for what cannot come: an unbound
+claim follows a pod that was placed with it, a claim for which a volume is reserved goes only where that
+volume can be reached, and capacity that has been used up no longer matters once a node is selected.
 Source: k8s.io/kubernetes 1.37 pkg/scheduler/framework/plugins/{volumebinding,volumezone,volumerestrictions}.
 """
 

@@ -17,10 +17,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpufleet.cli import errors, output
+from gpufleet.cli import errors
 from gpufleet.cli.app import group
 from gpufleet.cli.commands import COMMANDS, EXIT_CODES, SECTIONS
-from gpufleet.cli.output import Cell, Column, table
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.errors import ApiError, Unreachable
 from gpufleet.local.kubeconfig import merge_into, merged_kubeconfig
@@ -227,102 +226,6 @@ def test_sigterm_ends_with_a_word_and_its_code() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + signal.SIGTERM
     assert "SIGTERM" in done.stderr
-
-
-# ----------------------------------------------------------------------------------------------------- output
-
-COLUMNS = (
-    Column("NODE"),
-    Column("GPU", number=True),
-    Column("PRODUCT", drop=2),
-    Column("POWER", drop=1),
-    Column("UUID", wide=True),
-)
-ROWS: list[list[str | Cell]] = [
-    ["train-1", "0", Cell("H100", "red"), "700W", "GPU-1"],
-    ["train-10", "11", "H100", "7W", "GPU-22"],
-]
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Make stdout a terminal of a width."""
-
-    def become(columns: int) -> None:
-        monkeypatch.setenv("GPUFLEET_FORCE_TTY", "1")
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.delenv("NO_COLOR", raising=False)
-        monkeypatch.setenv("TERM", "xterm")
-
-    return become
-
-
-def test_a_pipe_gets_tabs_and_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "10")
-    monkeypatch.delenv("GPUFLEET_FORCE_TTY", raising=False)
-    assert table(COLUMNS, ROWS) == (
-        "NODE\tGPU\tPRODUCT\tPOWER\ntrain-1\t0\tH100\t700W\ntrain-10\t11\tH100\t7W\n"
-    )
-
-
-def test_a_terminal_gets_aligned_columns(
-    terminal: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    terminal(80)
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert table(COLUMNS, ROWS, wide=True) == (
-        "NODE      GPU  PRODUCT  POWER  UUID\n"
-        "train-1     0  H100     700W   GPU-1\n"
-        "train-10   11  H100     7W     GPU-22\n"
-    )
-
-
-def test_a_narrow_terminal_loses_the_least_important_columns_and_no_names(
-    terminal: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    terminal(24)
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert table(COLUMNS, ROWS).splitlines()[0] == "NODE      GPU  POWER"
-    terminal(5)
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert table(COLUMNS, ROWS).splitlines()[2] == "train-10   11"
-
-
-def test_titles_can_be_left_out(terminal: Callable[[int], None]) -> None:
-    assert table(COLUMNS, ROWS, headers=False).startswith("train-1\t")
-    terminal(80)
-    assert "NODE" not in table(COLUMNS, ROWS, headers=False)
-
-
-@pytest.mark.parametrize(
-    ("choice", "environ", "coloured"),
-    [
-        ("auto", {}, True),
-        ("auto", {"NO_COLOR": "1"}, False),
-        ("auto", {"NO_COLOR": ""}, True),
-        ("auto", {"TERM": "dumb"}, False),
-        ("always", {"NO_COLOR": "1"}, True),
-        ("never", {}, False),
-    ],
-)
-def test_colour_follows_the_option_then_the_environment(
-    choice: str,
-    environ: dict[str, str],
-    coloured: bool,
-    terminal: Callable[[int], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    terminal(80)
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(output, "_choice", choice)
-    assert ("\x1b[" in table(COLUMNS, ROWS)) is coloured
-
-
-def test_no_terminal_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GPUFLEET_FORCE_TTY", raising=False)
-    assert "\x1b[" not in output.styled("text", "red")
 
 
 def test_version_is_told_to_programs_too(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:

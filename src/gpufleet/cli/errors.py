@@ -12,7 +12,7 @@ from typing import TextIO
 
 import click
 
-from gpufleet.cli.output import use_colour
+from gpufleet.cli.output import printable_lines, use_colour
 from gpufleet.fleet.errors import GpufleetError
 
 FAILED, USAGE, DEFECT, NO_ACCESS, NOT_FOUND, TIMEOUT, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
@@ -103,9 +103,9 @@ def _say(out: TextIO, reason: str, message: str, hint: str) -> None:
     head, hint_head = f"error[{reason}]:", "hint:"
     if use_colour(out):
         head, hint_head = f"\x1b[1;31m{head}\x1b[0m", f"\x1b[36m{hint_head}\x1b[0m"
-    out.write(f"{head} {message}\n")
+    out.write(f"{head} {printable_lines(message)}\n")
     if hint:
-        out.write(f"  {hint_head} {hint}\n")
+        out.write(f"  {hint_head} {printable_lines(hint)}\n")
 
 
 def _usage_message(error: click.UsageError) -> str:

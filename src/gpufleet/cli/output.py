@@ -1,7 +1,9 @@
 """Data on stdout: tables for people, tab-separated lines for pipes, JSON and YAML for programs.
 
-On a terminal a table is aligned, coloured, and loses its least important columns when it is too wide; in a
-pipe nothing is coloured, dropped or cut. Colour never carries meaning alone.
+What comes from a cluster was written by whoever may create a pod there. Tables show it by `printable`, and so
+does every other text for people, because an escape sequence can rewrite what an operator sees (kubectl:
+CVE-2021-25743). On a terminal a table is aligned, coloured, and loses its least important columns when it is
+too wide; in a pipe nothing is coloured, dropped or cut. Colour never carries meaning alone.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 STYLES = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "dim": "2"}
+
+T = TypeVar("T")
 
 _choice = "auto"
 
@@ -63,6 +67,37 @@ def use_colour(stream: TextIO) -> bool:
     return is_terminal(stream)
 
 
+def printable(text: str) -> str:
+    """The text in one line that a terminal only shows: control and invisible characters as `\\x1b`, `\\n`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """`printable` for a text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def printable_fields(value: T) -> T:
+    """A struct with every text in it made `printable`."""
+    import msgspec
+
+    return msgspec.convert(_printable_data(msgspec.to_builtins(value)), type(value))
+
+
+def _printable_data(data: Any) -> Any:
+    match data:
+        case str():
+            return printable(data)
+        case list() | tuple():
+            return [_printable_data(item) for item in data]
+        case dict():
+            return {key: _printable_data(item) for key, item in data.items()}
+        case _:
+            return data
+
+
 def styled(text: str, style: str, stream: TextIO | None = None) -> str:
     """The text in a style of `STYLES`, if the stream takes colour."""
     if not style or not use_colour(stream or sys.stdout):
@@ -101,7 +136,8 @@ def print_data(data: Any, form: str) -> None:
 
 
 def _cell(value: str | Cell) -> Cell:
-    return value if isinstance(value, Cell) else Cell(value)
+    cell = value if isinstance(value, Cell) else Cell(value)
+    return cell._replace(text=printable(cell.text))
 
 
 def _aligned(columns: list[Column], rows: list[list[Cell]], *, headers: bool) -> str:

@@ -12,7 +12,7 @@ import click
 
 from gpufleet.cli.cluster import chosen_fleet
 from gpufleet.cli.options import everywhere, fleet_name
-from gpufleet.cli.output import styled
+from gpufleet.cli.output import printable_lines, styled
 from gpufleet.cli.progress import progress
 from gpufleet.local.layout import DEFAULT_FLEET
 
@@ -115,6 +115,10 @@ def command(
     return 0 if good else 1
 
 
+def _say(line: str) -> None:
+    click.echo(printable_lines(line))
+
+
 def _load(folder: Path) -> Scenario:
     from gpufleet.local.scenario import load
 
@@ -132,7 +136,7 @@ def _play(folder: Path, scenario: Scenario, result: Result) -> tuple[bool, str]:
     async def run() -> tuple[bool, str]:
         config = load_config(str(result.layout.kubeconfig))
         async with Client(config, user_agent="gpufleet-scenario") as client:
-            good = await play(client, folder, scenario, click.echo)
+            good = await play(client, folder, scenario, _say)
             return good, await first_waiting(client, scenario)
 
     return asyncio.run(run())
@@ -163,7 +167,7 @@ def _next_commands(result: Result, pod: str) -> str:
     ]
     width = max(len(line) for line, _ in told) + 4
     lines = [f"{line:<{width}}{what}" for line, what in told]
-    return "\n".join(["", f"export KUBECONFIG={result.layout.kubeconfig}", "", *lines])
+    return "\n".join(["", f"export KUBECONFIG={shlex.quote(str(result.layout.kubeconfig))}", "", *lines])
 
 
 def _program() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from gpufleet.cli.output import Cell, Column, table
+from gpufleet.cli.output import Cell, Column, printable, table
 from gpufleet.cli.usage import GPU, NodeUsage, PodUsage, gpus_of, nodes_of, pods_of
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import ApiError, Client
@@ -118,7 +118,7 @@ def text(what: str, rows: Sequence[Row], output: str | None, *, headers: bool, w
 
         return yaml.safe_dump(msgspec.to_builtins(rows), sort_keys=False)
     if output == "name":
-        return "".join(f"{_name(row)}\n" for row in rows)
+        return "".join(f"{printable(_name(row))}\n" for row in rows)
     columns = {"gpus": GPU_COLUMNS, "nodes": NODE_COLUMNS, "pods": POD_COLUMNS}[what]
     return table(columns, [_cells(row) for row in rows], wide=output == "wide", headers=headers)
 

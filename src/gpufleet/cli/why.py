@@ -10,7 +10,7 @@ import click
 
 from gpufleet.cli.cluster import choose_cluster, named_pod
 from gpufleet.cli.options import cluster_options, everywhere, namespace_option, output_option
-from gpufleet.cli.output import Cell, Column, print_data, styled, table
+from gpufleet.cli.output import Cell, Column, print_data, printable_fields, styled, table
 from gpufleet.fleet.errors import GpufleetError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def command(
     if output:
         print_data(explanation.as_json(), output)
     else:
-        sys.stdout.write(render(explanation))
+        sys.stdout.write(render(printable_fields(explanation)))
 
 
 async def _explain(config: ClusterConfig, namespace: str, pod: str) -> Explanation:

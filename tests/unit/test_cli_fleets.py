@@ -109,6 +109,13 @@ def test_what_up_suggests_can_be_typed_as_it_stands(
     assert [line.split(" status")[0] for line in suggested(layout) if " status" in line] == [typed]
 
 
+def test_the_kubeconfig_that_up_suggests_can_be_pasted(tmp_path: Path) -> None:
+    spaced = layout_of("default", {"XDG_STATE_HOME": str(tmp_path / "with space")})
+    [line] = [line for line in suggested(spaced) if line.startswith("export ")]
+    done = subprocess.run(["sh", "-c", f'{line}; printf %s "$KUBECONFIG"'], capture_output=True, text=True)
+    assert done.stdout == str(spaced.kubeconfig)
+
+
 def test_up_suggests_to_ask_about_a_pod_that_waits(layout: Layout) -> None:
     assert any("why giant-0 -n primer " in line for line in suggested(layout, "giant-0 -n primer"))
 

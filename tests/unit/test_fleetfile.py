@@ -117,6 +117,14 @@ def test_a_file_is_read_and_a_missing_one_suggests_a_preset(tmp_path: Path) -> N
         load_fleet(str(tmp_path))
 
 
+def test_a_file_that_is_not_utf8_is_there_but_invalid(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("groups: [{name: gr\xfcn}]".encode("latin-1"))
+    with pytest.raises(GpufleetError, match="byte 18 is not UTF-8") as caught:
+        load_fleet(str(path))
+    assert caught.value.reason == "InvalidFleetFile"
+
+
 def test_the_schema_describes_every_field_and_refuses_unknown_ones() -> None:
     for definition in schema()["$defs"].values():
         assert definition["additionalProperties"] is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -16,8 +17,10 @@ import gpufleet
 from gpufleet.cli import errors
 from gpufleet.cli.commands import COMMANDS, overview
 from gpufleet.cli.output import choose_colour, swallow_pipe
+from gpufleet.fleet.errors import GpufleetError
 
 COMPLETE_VARIABLE = "_GPUFLEET_COMPLETE"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class LazyGroup(click.Group):
@@ -109,8 +112,20 @@ def invoke(program: str, arguments: Sequence[str]) -> int:
         swallow_pipe(sys.stdout)
         return errors.BROKEN_PIPE
     except BaseException as error:  # noqa: BLE001 - this is where every error becomes words and an exit code
-        return errors.report(error, program, debug=debug)
+        return errors.report(_told(error), program, debug=debug)
     return result if isinstance(result, int) else 0
+
+
+def _told(error: BaseException) -> BaseException:
+    """The error as it is told: output that its place does not take (a full disk) is no defect of ours."""
+    if not isinstance(error, OSError) or error.errno not in _FULL or error.filename is not None:
+        return error
+    swallow_pipe(sys.stdout)
+    return GpufleetError(
+        reason="OutputFailed",
+        message=f"cannot write the output: {error.strerror}",
+        hint="write it to another place",
+    )
 
 
 def _complete(program: str, instruction: str) -> int:

@@ -185,12 +185,17 @@ def load_fleet(name_or_path: str) -> tuple[Fleet, str]:
     path = Path(name_or_path)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise GpufleetError(
+            reason=REASON,
+            message=f"{name_or_path}: byte {error.start} is not UTF-8",
+            hint="save the file as UTF-8 text",
+        ) from None
+    except OSError as error:
         near = difflib.get_close_matches(name_or_path, known, n=1)
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise GpufleetError(
             reason="FleetNotFound",
-            message=f"cannot read the fleet file {name_or_path}: {why}",
+            message=f"cannot read the fleet file {name_or_path}: {error.strerror}",
             hint=(f"did you mean the preset {near[0]!r}? " if near else "")
             + f"presets: {', '.join(known)}; or the path of a fleet file",
         ) from None

@@ -197,7 +197,7 @@ def test_down_ends_the_processes_of_a_fleet_whose_folder_is_gone(layout: Layout)
     forget(layout)
     assert down(layout, lambda _: None)
     assert etcd.wait(5) == -signal.SIGTERM
-    forget(layout)
+    assert not layout.root.exists()
     assert not down(layout, lambda _: None)
     assert not layout.root.exists()
 

@@ -32,6 +32,8 @@ def command(name: str | None, purge: bool) -> None:
     did = down(layout, click.echo, purge=purge)
     if purge and did:
         click.echo(f"fleet {layout.name} is stopped and forgotten")
+    elif did and not layout.exists:
+        click.echo(f"fleet {layout.name} is stopped; its state was gone already")
     elif did:
         click.echo(f"fleet {layout.name} is stopped; its state stays in {layout.root}")
     else:

@@ -43,7 +43,8 @@ def down(layout: Layout, say: Say, *, purge: bool = False) -> bool:
     with fleet_lock(layout, lambda: say("waiting for another gpufleet command on this fleet")):
         ended = end_processes(layout, say)
         existed = layout.exists
-        if purge:
+        # Where somebody removed the folder of a running fleet, hardly more than our lock is in there.
+        if purge or not (existed or layout.etcd.exists()):
             forget(layout)
     return ended or (purge and existed)
 

@@ -48,7 +48,7 @@ def format_amount(resource: str, amount: int) -> str:
     """The shortest exact quantity of an amount from `resource_amount`; it parses back to the same amount."""
     if resource == "cpu":
         return f"{amount}m" if amount % 1000 else str(amount // 1000)
-    if _is_bytes(resource):
+    if is_bytes(resource):
         for suffix, power in reversed(_BINARY.items()):
             if amount and amount % (1 << power) == 0:
                 return f"{amount >> power}{suffix}"
@@ -63,7 +63,7 @@ def comparable_amounts(resource: str, *amounts: int) -> tuple[str, ...]:
     if resource == "cpu":
         milli = any(amount % 1000 for amount in amounts)
         return tuple(f"{amount}m" if milli and amount else str(amount // 1000) for amount in amounts)
-    if not _is_bytes(resource):
+    if not is_bytes(resource):
         return tuple(map(str, amounts))
     smallest = min((abs(amount) for amount in amounts if amount), default=0)
     for suffix in ("Gi", "Mi", "Ki"):
@@ -73,7 +73,8 @@ def comparable_amounts(resource: str, *amounts: int) -> tuple[str, ...]:
     return tuple(map(str, amounts))
 
 
-def _is_bytes(resource: str) -> bool:
+def is_bytes(resource: str) -> bool:
+    """Whether a resource is counted in bytes."""
     return resource in ("memory", "ephemeral-storage") or resource.startswith("hugepages-")
 
 

@@ -58,7 +58,8 @@ CODES: dict[str, str] = {
     "SchedulingGated": "The pod has scheduling gates; whoever set them must remove them.",
     "GangIncomplete": "Fewer pods of the gang exist than it needs.",
     "GangUnplaceable": "Not all pods that the gang needs fit at once, so none is bound.",
-    "GangInvalid": "The pods of the gang disagree about its size, or the size is not a positive number.",
+    "GangInvalid": "The pods of the gang disagree about its size, the size is not a positive number, or the gang "
+    "has no name.",
     "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler.",
     "Terminating": "The pod is being deleted, so it is not placed any more.",
     "NoNodes": "The cluster has no nodes.",
@@ -77,7 +78,9 @@ CODES: dict[str, str] = {
     "Preempted": "The pod was evicted so that a pod of higher priority can run.",
     "HeldForNominated": "The free capacity is held for a pod that comes first: victims were evicted for it, "
     "or its binding is tried again.",
-    "Bound": "The pod is bound and its containers run or start.",
+    "Bound": "The pod is bound: its containers run, start or wait.",
+    "ContainerWaiting": "The pod is bound, but a container of it waits, for example for its image.",
+    "NodeNotFound": "The pod is bound to a node that does not exist.",
     "Finished": "The pod has ended.",
     "Schedulable": "The pod fits now; the next decision binds it.",
     "OtherScheduler": "Another scheduler is responsible for the pod.",

@@ -1,10 +1,10 @@
 """What would make a pending unit fit: single changes, each made on a copy of the snapshot and seen to work.
 
 Candidates are the smallest edits that people make: drop one selector or affinity, tolerate one taint, ask for
-fewer GPUs, uncordon a node, raise the priority, end one workload, add nodes like those there are. A candidate
-is a changed snapshot. It is tried on the fleet as the decision leaves it, and what works there is decided
-anew as a whole, because pods ahead in the queue may take what the change frees. Ordered by how little a
-change asks of others.
+less, uncordon a node, raise the priority, end one workload, add nodes like those there are. What changes the
+pods changes every pod of the unit that waits, and says so. A candidate is a changed snapshot. It is tried on
+the fleet as the decision leaves it, and what works there is decided anew as a whole, because pods ahead in
+the queue may take what the change frees. Ordered by how little a change asks of others.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import msgspec
 
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind, BindVolume, Evict, Nominate, Plan, SelectNode
-from gpufleet.fleet.pods import Pod, PodShape, gpus_requested, is_gpu_resource
+from gpufleet.fleet.pods import Pod, PodShape, is_gpu_resource
+from gpufleet.fleet.quantities import comparable_amounts, is_bytes
 from gpufleet.fleet.selectors import Toleration, untolerated
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.cycle import Policy, decide
 from gpufleet.scheduling.filters import pod_problem
 from gpufleet.scheduling.gangs import Unit, units
+from gpufleet.scheduling.holders import in_the_way
 from gpufleet.scheduling.ledger import Ledger, NodeAccount, account_of
 from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
@@ -62,7 +64,7 @@ def helpful_changes(
     ahead = _up_to(snapshot, policy, unit)
     found: list[Change] = []
     for change, changed in _Asking(ahead, policy, after, unit, pod).candidates():
-        if _served(decide(changed, policy), unit):
+        if served(decide(changed, policy), unit):
             found.append(change)
             if len(found) == LIMIT:
                 break
@@ -103,8 +105,8 @@ class _Asking:
         """Changes that help on the fleet as the decision leaves it, and the snapshot with each of them."""
         for change, edit in self._edits():
             if self._fits(changed := self._edited(edit)):
-                yield change, changed
-        yield from self._fewer_gpus()
+                yield self._of_all(change), changed
+        yield from self._asking_less()
         yield from self._uncordoned()
         yield from self._raised()
         yield from self._without_others()
@@ -139,18 +141,24 @@ class _Asking:
                     partial(_tolerating, toleration=toleration),
                 )
 
-    def _fewer_gpus(self) -> Iterator[_Candidate]:
-        for resource, amount in self._pod.shape.requests:
-            if not is_gpu_resource(resource):
+    def _asking_less(self) -> Iterator[_Candidate]:
+        for resource, amount in sorted(self._pod.shape.requests, key=_gpus_first):
+            if resource == "pods":
                 continue
+            step = _step(resource)
 
-            def asking_for(fewer: int, item: tuple[str, int] = (resource, amount)) -> Snapshot:
-                return self._edited(partial(_asking, item=item, amount=fewer))
+            def asking_for(
+                steps: int, item: tuple[str, int] = (resource, amount), step: int = step
+            ) -> Snapshot:
+                return self._edited(partial(_asking, item=item, amount=steps * step))
 
-            fewer = _largest(amount - 1, lambda count, ask=asking_for: self._fits(ask(count)))  # type: ignore[misc]
-            if fewer:
-                change = Change("ask-fewer", f"ask for {fewer} {resource} instead of {amount}")
-                yield change, asking_for(fewer)
+            if not self._fits(asking_for(1)):
+                continue
+            steps = _largest((amount - 1) // step, lambda count, ask=asking_for: self._fits(ask(count)))  # type: ignore[misc]
+            if steps:
+                less, more = comparable_amounts(resource, steps * step, amount)
+                change = Change("ask-fewer", f"ask for {less} {resource} instead of {more}")
+                yield self._of_all(change), asking_for(steps)
 
     def _uncordoned(self) -> Iterator[_Candidate]:
         cordoned = [account.node for account in self._accounts.values() if account.node.unschedulable]
@@ -161,27 +169,35 @@ class _Asking:
                 yield Change("uncordon-node", f"uncordon node {node.name}"), changed
 
     def _raised(self) -> Iterator[_Candidate]:
-        """The lowest priority from which on preemption makes room."""
-        mine = max(pod.priority for pod in self._unit.pods)
+        """The lowest priority from which on preemption makes room; every pod makes its own."""
+        mine = min(pod.priority for pod in self._unit.pods)
         there = (pod for account in self._accounts.values() for pod in account.pods.values() if pod.node)
         keys = {pod.key for pod in self._unit.pods}
         for step in sorted({pod.priority for pod in there if pod.priority >= mine and not pod.terminating}):
-            pods = {p.key: msgspec.structs.replace(p, priority=step + 1) for p in self._unit.pods}
+            pods = {
+                p.key: msgspec.structs.replace(p, priority=max(p.priority, step + 1)) for p in self._unit.pods
+            }
             plan = decide(changed := self._with_pods(pods), self._policy)
-            if _served(plan, self._unit):
+            if served(plan, self._unit):
                 ended = sum(
                     isinstance(action, Evict) and action.beneficiary in keys for action in plan.actions
                 )
                 text = f"raise the priority above {step} ({_pods(ended)} of lower priority would end)"
-                yield Change("raise-priority", text), changed
+                yield self._of_all(Change("raise-priority", text)), changed
                 break
 
     def _without_others(self) -> Iterator[_Candidate]:
+        blamed = {
+            (hold.pod.namespace, hold.pod.workload)
+            for hold in in_the_way(self._after, self._unit)
+            if hold.pod.node and not hold.pod.terminating and not self._is_ours(hold.pod)
+        }
         groups: dict[_Workload, list[Pod]] = {}
         for name in self._accounts:
             for other in self._snapshot.pods_by_node.get(name, {}).values():
-                if not other.terminating and gpus_requested(other.shape) and not self._is_ours(other):
-                    groups.setdefault((other.namespace, other.workload), []).append(other)
+                owner = other.namespace, other.workload
+                if owner in blamed and not other.terminating:
+                    groups.setdefault(owner, []).append(other)
         trial = Trial(self._after)
         searches = {trial.question(pod): trial.search(pod) for pod in self._unit.pods}.values()
         tries = 0
@@ -222,6 +238,12 @@ class _Asking:
                 spared = _largest(most - 1, lambda count, fewer=without: self._fits(fewer(count)))  # type: ignore[misc]
                 what = "1 node" if most - spared == 1 else f"{most - spared} nodes"
                 yield Change("add-nodes", f"add {what} like {node.name} ({offered})"), without(spared)
+
+    def _of_all(self, change: Change) -> Change:
+        """The change as one of every pod that waits, where that is more than the one that asks."""
+        if len(self._unit.pods) == 1:
+            return change
+        return Change(change.kind, f"every pod of gang {self._unit.gang}: {change.message}")
 
     def _edited(self, edit: _Edit) -> Snapshot:
         pods = {p.key: msgspec.structs.replace(p, shape=edit(p.shape)) for p in self._unit.pods}
@@ -266,7 +288,7 @@ def _up_to(snapshot: Snapshot, policy: Policy, unit: Unit) -> Snapshot:
     return msgspec.structs.replace(snapshot, unbound=unbound)
 
 
-def _served(plan: Plan, unit: Unit) -> bool:
+def served(plan: Plan, unit: Unit) -> bool:
     """Whether the plan binds as many pods as the unit needs, or makes room for them."""
     done = {
         action.pod.key
@@ -304,6 +326,17 @@ def _tolerating(shape: PodShape, toleration: Toleration) -> PodShape:
 def _asking(shape: PodShape, item: tuple[str, int], amount: int) -> PodShape:
     requests = tuple((item[0], amount) if request == item else request for request in shape.requests)
     return msgspec.structs.replace(shape, requests=requests)
+
+
+def _gpus_first(request: tuple[str, int]) -> tuple[bool, str]:
+    return not is_gpu_resource(request[0]), request[0]
+
+
+def _step(resource: str) -> int:
+    """In what steps people ask for a resource: tenths of a CPU, mebibytes, whole devices."""
+    if resource == "cpu":
+        return 100
+    return 1 << 20 if is_bytes(resource) else 1
 
 
 def _copies(node: Node, count: int) -> Iterator[Node]:

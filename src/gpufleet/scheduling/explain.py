@@ -9,7 +9,7 @@ there: waiting does not help).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -18,36 +18,26 @@ from gpufleet.fleet.plans import Bind, BindVolume, SelectNode, Unschedulable
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
+from gpufleet.scheduling import remedies
 from gpufleet.scheduling.affinity import all_terms_test
-from gpufleet.scheduling.changes import Change, at_its_best, helpful_changes
-from gpufleet.scheduling.cycle import Policy, consider
+from gpufleet.scheduling.changes import Change, at_its_best, helpful_changes, served
+from gpufleet.scheduling.cycle import Policy, consider, decide
 from gpufleet.scheduling.gangs import Unit, units
+from gpufleet.scheduling.holders import Holder, holders, in_the_way
 from gpufleet.scheduling.ledger import Ledger, account_of
 from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
 
 
-class Holder(msgspec.Struct, frozen=True):
-    """Pods of one owner that hold the resource the pod waits for; `amount` is the sum over `nodes`."""
-
-    namespace: str
-    workload: str
-    resource: str
-    amount: int
-    pods: int
-    priority: int
-    preemptible: bool
-    nodes: tuple[str, ...]
-
-
 class Explanation(msgspec.Struct, frozen=True):
-    """The answer to "why?" for one pod."""
+    """The answer to "why?" for one pod. Pods `held_for` wait, too; others' room is held for them."""
 
     namespace: str
     pod: str
     verdict: str
     reasons: tuple[Reason, ...]
     holders: tuple[Holder, ...] = ()
+    held_for: tuple[Holder, ...] = ()
     changes: tuple[Change, ...] = ()
     node: str = ""
     gang: str = ""
@@ -77,18 +67,38 @@ def explain(snapshot: Snapshot, key: str, policy: Policy, finished: Pod | None =
             pod, "running", (Reason("Finished", f"ended{where}, phase {pod.phase}", pod.node),)
         )
     if pod.node:
-        reason = Reason("Bound", f"bound to {pod.node}, phase {pod.phase}", pod.node)
-        return _explanation(pod, "running", (reason,))
+        reasons = [Reason("Bound", f"bound to {pod.node}, phase {pod.phase}", pod.node)]
+        if pod.node not in snapshot.nodes:
+            reasons.append(Reason("NodeNotFound", f"there is no node {pod.node}", pod.node))
+        return _explanation(pod, "running", tuple(reasons))
     if pod.terminating:
         text = "it is being deleted, so it is not placed any more"
         return _explanation(pod, "never", (Reason("Terminating", text, pod.key),))
     if not policy.responsible(pod):
         text = f"spec.schedulerName is {pod.scheduler}, which gpufleet does not answer for"
-        return _explanation(pod, "not-now", (Reason("OtherScheduler", text, pod.scheduler),))
+        changes = _tried(snapshot, pod, policy, remedies.other_scheduler(snapshot, pod))
+        reason = Reason("OtherScheduler", text, pod.scheduler)
+        return _explanation(pod, "not-now", (reason,), changes=changes)
     if pod.gates:
-        text = f"scheduling gates must be removed first: {', '.join(pod.gates)}"
-        return _explanation(pod, "not-now", (Reason("SchedulingGated", text, pod.key),))
+        return _explain_gated(snapshot, pod, policy)
     return _explain_pending(snapshot, pod, policy)
+
+
+def _explain_gated(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanation:
+    """What keeps the pod back, and what would behind its gates."""
+    change, opened = remedies.without_gates(snapshot, pod)
+    behind = _explain_pending(opened, opened.unbound[pod.key], policy)
+    fits = behind.verdict == "soon"
+    then = "it fits without them" if fits else "it would wait without them, too"
+    text = f"scheduling gates must be removed first: {', '.join(pod.gates)}; {then}"
+    return _explanation(
+        pod,
+        "never" if behind.verdict == "never" else "not-now",
+        (Reason("SchedulingGated", text, pod.key), *(() if fits else behind.reasons)),
+        behind.holders,
+        behind.held_for,
+        (change,) if fits else (),
+    )
 
 
 def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanation:
@@ -100,14 +110,29 @@ def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanatio
     reasons = next(action.reasons for action in actions if isinstance(action, Unschedulable))
     if any(reason.code in ("WaitingForVictims", "WaitingForVolume") for reason in reasons):
         return _explanation(pod, "soon", reasons)
+    bound = {action.pod.key for action in plan.actions if isinstance(action, Bind)}
     queue = units(snapshot, policy.responsible)
     unit = next(unit for unit in queue if any(member.key == pod.key for member in unit.pods))
-    holders = tuple(_holders(after, pod))
+    if unit.surplus or any(member.key in bound for member in unit.pods):
+        # The gang runs without it, so it is one pod like any other.
+        unit = Unit((pod,))
+    if any(reason.code in remedies.CURABLE for reason in reasons):
+        changes = _tried(snapshot, pod, policy, remedies.remedies(snapshot, pod, unit))
+        return _explanation(pod, "not-now", reasons, changes=changes)
     if unit.problem is not None:
-        return _explanation(pod, "not-now", reasons, holders)
+        return _explanation(pod, "not-now", reasons)
     verdict = "not-now" if fits_empty(snapshot, unit) else "never"
+    held, held_for = holders(in_the_way(after, unit), unit, bound)
     changes = helpful_changes(snapshot, policy, after, unit, pod)
-    return _explanation(pod, verdict, reasons, holders, changes)
+    return _explanation(pod, verdict, reasons, held, held_for, changes)
+
+
+def _tried(
+    snapshot: Snapshot, pod: Pod, policy: Policy, candidates: Iterable[tuple[Change, Snapshot]]
+) -> tuple[Change, ...]:
+    """The changes after which the pod is placed."""
+    alone = Unit((pod,))
+    return tuple(change for change, changed in candidates if served(decide(changed, policy), alone))
 
 
 def fits_empty(snapshot: Snapshot, unit: Unit) -> bool:
@@ -129,41 +154,12 @@ def _in_company(pod: Pod, snapshot: Snapshot) -> Pod:
     return msgspec.structs.replace(pod, shape=msgspec.structs.replace(shape, affinity=()))
 
 
-def _holders(ledger: Ledger, pod: Pod) -> Iterator[Holder]:
-    """Who holds what the pod waits for, on the nodes where nothing else stands in its way."""
-    search = Trial(ledger).search(pod)
-    wanted: dict[str, str] = {
-        node: block.detail for node, block in search.blocks() if block.code == "InsufficientResource"
-    }
-    groups: dict[tuple[str, str, str, int], list[tuple[str, Pod, int]]] = {}
-    for node, resource in wanted.items():
-        for other in ledger.accounts[node].pods.values():
-            amount = dict(other.shape.requests).get(resource, 0)
-            if amount:
-                group = (other.namespace, other.workload, resource, other.priority)
-                groups.setdefault(group, []).append((node, other, amount))
-    for (namespace, workload, resource, priority), members in sorted(groups.items(), key=_by_amount):
-        yield Holder(
-            namespace,
-            workload,
-            resource,
-            amount=sum(amount for _, _, amount in members),
-            pods=len(members),
-            priority=priority,
-            preemptible=pod.preempts and priority < pod.priority,
-            nodes=tuple(sorted({node for node, _, _ in members})),
-        )
-
-
-def _by_amount(item: tuple[tuple[str, str, str, int], Sequence[tuple[str, Pod, int]]]) -> tuple[int, object]:
-    return (-sum(amount for _, _, amount in item[1]), item[0])
-
-
 def _explanation(
     pod: Pod,
     verdict: str,
     reasons: tuple[Reason, ...],
     holders: tuple[Holder, ...] = (),
+    held_for: tuple[Holder, ...] = (),
     changes: tuple[Change, ...] = (),
 ) -> Explanation:
     return Explanation(
@@ -172,6 +168,7 @@ def _explanation(
         verdict,
         reasons,
         holders,
+        held_for,
         changes,
         pod.node,
         pod.gang.name if pod.gang else "",

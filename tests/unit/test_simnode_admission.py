@@ -16,7 +16,7 @@ from gpufleet.local.fleetfile import parse_fleet
 from gpufleet.local.simnodes.admission import device_claims
 from gpufleet.local.simnodes.adoption import adopt
 from gpufleet.local.simnodes.machines import machines
-from gpufleet.local.simnodes.node import SimulatedNode, parse_faults
+from gpufleet.local.simnodes.node import SimulatedNode, fault_problems, parse_faults
 from gpufleet.local.simnodes.podstate import granted
 
 
@@ -182,3 +182,11 @@ def test_addresses_are_unique_and_those_of_running_pods_are_kept() -> None:
 def test_faults_are_read_from_the_annotation() -> None:
     assert parse_faults("0=Xid79, 3") == {0: "Xid79", 3: "Unhealthy"}
     assert parse_faults("") == parse_faults("nonsense,=x") == {}
+
+
+def test_faults_that_make_no_sense_are_told_with_what_would() -> None:
+    assert fault_problems("0=Xid79, 1,", 2) == ()
+    assert fault_problems("9=foo,abc", 2) == (
+        "gpufleet.dev/sim-unhealthy: there is no GPU 9; the node has 2, counted from 0",
+        "gpufleet.dev/sim-unhealthy: 'abc' is no fault; write for example 0=Xid79,3",
+    )

@@ -22,7 +22,7 @@ from tests.contract.servers import ControlPlane, free_port
 
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.gpunode import GPUNode
-from gpufleet.kube.kinds import GPU_NODES, NAMESPACES, PODS, Kind
+from gpufleet.kube.kinds import EVENTS, GPU_NODES, NAMESPACES, PODS, Kind
 from gpufleet.kube.objects import Node, Pod
 
 T = TypeVar("T")
@@ -265,6 +265,12 @@ class Cluster:
     async def delete(self, name: str, grace: int | None = None) -> None:
         """Delete a pod."""
         await self.client.delete(PODS, name, self.namespace, grace=grace)
+
+    async def events(self, reason: str, namespace: str | None = None) -> list[str] | None:
+        """The notes of Events of a reason, in the cluster's namespace or another, once there are any."""
+        path, params = EVENTS.path(namespace or self.namespace), {"fieldSelector": f"reason={reason}"}
+        found = json.loads(await self.client.request("GET", path, params=params))["items"]
+        return [event["note"] for event in found] or None
 
     async def logs(self, name: str, **query: str) -> str:
         """The log of the container `main` as kubectl reads it."""

@@ -1,4 +1,6 @@
-"""ConfigMaps and Secrets that containers need: a played container waits for them as a kubelet's would."""
+"""What people configure: ConfigMaps and Secrets that containers wait for as on a kubelet, and simulated
+faults.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from typing import Any
 
 from tests.contract.simnodes.fleet import Cluster, Opening, manifest, until
 
-from gpufleet.kube.kinds import CONFIG_MAPS, EVENTS, SECRETS
+from gpufleet.kube.kinds import CONFIG_MAPS, EVENTS, GPU_NODES, SECRETS
 from gpufleet.kube.objects import Pod
 
 TOKEN = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "token", "key": "value"}}}
@@ -84,3 +86,13 @@ async def test_a_pod_that_waits_can_be_deleted(cluster: Opening) -> None:
         await c.delete("p")
         await c.gone("p")
         await until(lambda: c.free("gpu-0"))
+
+
+async def test_a_fault_that_makes_no_sense_is_told_on_the_gpunode(cluster: Opening) -> None:
+    async with cluster as c:
+        annotations = {"gpufleet.dev/sim-unhealthy": "9=foo"}
+        await c.client.patch(GPU_NODES, "gpu-0", {"metadata": {"annotations": annotations}})
+        [note] = await until(lambda: c.events("InvalidSimulation", "default"))
+        assert "there is no GPU 9" in note
+        healed = {"gpufleet.dev/sim-unhealthy": None}
+        await c.client.patch(GPU_NODES, "gpu-0", {"metadata": {"annotations": healed}})

@@ -126,6 +126,46 @@ async def test_a_process_may_end_in_peace_within_its_grace_period(cluster: Openi
         await until(lambda: _no_children(cluster))
 
 
+@pytest.mark.parametrize(
+    ("command", "failed"), [("echo hook >> {0}", False), ("echo hook >> {0}; exit 7", True)]
+)
+async def test_a_prestop_hook_runs_before_the_process_is_asked_to_end(
+    cluster: Opening, tmp_path: Path, command: str, failed: bool
+) -> None:
+    async with cluster as c:
+        said = tmp_path / "said"
+        script = f"trap 'echo term >> {said}; exit 0' TERM; echo up; while true; do sleep 0.1; done"
+        hook = {"exec": {"command": ["/bin/sh", "-c", f"sleep 0.3; {command.format(said)}"]}}
+        await c.bind(process("p", script, container={"lifecycle": {"preStop": hook}}), "cpu-0")
+        await until(lambda: _logged(c, "p", "up"))
+        await c.delete("p", grace=20)
+        await c.gone("p")
+        assert said.read_text() == "hook\nterm\n"
+        if failed:
+            await until(lambda: c.events("FailedPreStopHook"))
+        await until(lambda: _no_children(cluster))
+
+
+async def test_a_prestop_hook_that_does_not_end_costs_no_more_than_the_grace_period(cluster: Opening) -> None:
+    async with cluster as c:
+        hook = {"exec": {"command": ["sleep", "300"]}}
+        script = "echo up; while true; do sleep 0.1; done"
+        await c.bind(process("p", script, container={"lifecycle": {"preStop": hook}}), "cpu-0")
+        await until(lambda: _logged(c, "p", "up"))
+        await c.delete("p", grace=1)
+        await c.gone("p")
+        await until(lambda: _no_children(cluster))
+
+
+async def test_volumes_that_a_process_does_not_see_are_told(cluster: Opening) -> None:
+    async with cluster as c:
+        mounts = [{"name": "scratch", "mountPath": "/scratch"}]
+        body = process("p", "sleep 300", container={"volumeMounts": mounts}, volumes=[{"name": "scratch"}])
+        await c.bind(body, "cpu-0")
+        [note] = await until(lambda: c.events("VolumesNotMounted"))
+        assert "scratch not mounted" in note
+
+
 async def _no_children(cluster: Opening) -> bool:
     process = cluster.fleet.process
     own = process.pid if process else 0

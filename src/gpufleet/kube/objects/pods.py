@@ -143,6 +143,26 @@ class Probe(APIStruct, frozen=True, kw_only=True):
     termination_grace_period_seconds: int | None = None
 
 
+class SleepAction(APIStruct, frozen=True, kw_only=True):
+    """A pause in seconds."""
+
+    seconds: int = 0
+
+
+class LifecycleHandler(APIStruct, frozen=True, kw_only=True):
+    """What is done at a moment of a container's life."""
+
+    exec: ExecAction | None = None
+    http_get: HTTPGetAction | None = None
+    sleep: SleepAction | None = None
+
+
+class Lifecycle(APIStruct, frozen=True, kw_only=True):
+    """The moments of a container's life that have handlers."""
+
+    pre_stop: LifecycleHandler | None = None
+
+
 class VolumeMount(APIStruct, frozen=True, kw_only=True):
     """Where a container sees a volume of its pod."""
 
@@ -169,6 +189,7 @@ class Container(APIStruct, frozen=True, kw_only=True):
     startup_probe: Probe | None = None
     readiness_probe: Probe | None = None
     liveness_probe: Probe | None = None
+    lifecycle: Lifecycle | None = None
 
 
 class ClaimVolumeSource(APIStruct, frozen=True, kw_only=True):

@@ -16,12 +16,13 @@ import msgspec
 from gpufleet.kube.events import EventRecorder
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.informers import Change
+from gpufleet.kube.kinds import GPU_NODES
 from gpufleet.kube.objects import Node, Pod
 from gpufleet.kube.times import parse_time
 from gpufleet.local.fleetfile import Simulation
 from gpufleet.local.simnodes import metrics
 from gpufleet.local.simnodes.adoption import adopt
-from gpufleet.local.simnodes.node import SimulatedNode
+from gpufleet.local.simnodes.node import SimulatedNode, fault_problems
 from gpufleet.local.simnodes.podlife import step
 from gpufleet.local.simnodes.podstate import (
     RUNNING,
@@ -44,7 +45,7 @@ from gpufleet.local.simnodes.podstate import (
 )
 from gpufleet.local.simnodes.reporting import RecordWriter, StatusWriter
 from gpufleet.local.simnodes.runtimes import Runtime
-from gpufleet.local.simnodes.workload import Play, play_of
+from gpufleet.local.simnodes.workload import Play, play_of, unmounted_volumes
 
 log = logging.getLogger("gpufleet.local.simnodes")
 
@@ -116,7 +117,7 @@ class Kubelets:
         for name, node in self.nodes.items():
             gpu_node = gpu_nodes.get(name)
             if gpu_node is not None:
-                node.obey(gpu_node)
+                self._obey(node, gpu_node)
                 recorded = gpu_node.status.allocations
                 node.restore(tuple(one for one in recorded if one.pod_uid in playing), now)
             self.records.changed(name)
@@ -147,8 +148,23 @@ class Kubelets:
         if node is None:
             return
         seen = node.generation
-        if change.new is None or node.obey(change.new) or node.generation != seen:
+        if change.new is None or self._obey(node, change.new) or node.generation != seen:
             self.records.changed(node.name)
+
+    def _obey(self, node: SimulatedNode, gpu_node: GPUNode) -> bool:
+        before = node.faults
+        changed = node.obey(gpu_node)
+        if node.faults != before:
+            meta = gpu_node.metadata
+            reference = {
+                "apiVersion": GPU_NODES.api_version,
+                "kind": "GPUNode",
+                "name": meta.name,
+                "uid": meta.uid,
+            }
+            for problem in fault_problems(node.faults, len(node.devices.devices)):
+                self._recorder.record(reference, "Warning", "InvalidSimulation", ACTION, problem)
+        return changed
 
     def tell(self, uid: str, event: Event) -> None:
         """Something happened to a pod."""
@@ -192,6 +208,9 @@ class Kubelets:
         tracked = self._track(accept(pod, node.address(pod), now, self._times.backoff_seconds), node, play)
         for problem in play.problems:
             self._note(tracked.run, Note("Warning", "InvalidSimulation", problem))
+        if play.process and (volumes := unmounted_volumes(pod)):
+            text = f"a process has no file system of its own: {', '.join(volumes)} not mounted"
+            self._note(tracked.run, Note("Warning", "VolumesNotMounted", text))
         self._record_or_start(tracked)
 
     def _continue(self, pod: Pod, node: SimulatedNode, play: Play) -> None:

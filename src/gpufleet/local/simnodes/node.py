@@ -35,6 +35,18 @@ def parse_faults(text: str) -> dict[int, str]:
     return {int(match[1]): match[2] or "Unhealthy" for match in matches if match}
 
 
+def fault_problems(text: str, gpus: int) -> tuple[str, ...]:
+    """What makes no sense in `0=Xid79,3` for a node of so many GPUs."""
+    problems = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _FAULT.fullmatch(part)
+        if match is None:
+            problems.append(f"{part!r} is no fault; write for example 0=Xid79,3")
+        elif int(match[1]) >= gpus:
+            problems.append(f"there is no GPU {match[1]}; the node has {gpus}, counted from 0")
+    return tuple(f"{FAULTS_ANNOTATION}: {problem}" for problem in problems)
+
+
 class SimulatedNode:
     """A node. `present` says whether its Node object exists."""
 
@@ -44,6 +56,7 @@ class SimulatedNode:
         self.present = False
         self.uid = ""
         self.generation = 0
+        self.faults = ""
         self.recording: set[str] = set()
         """Pods whose devices are not on record yet."""
         self._value = Node(machine.name, machine.labels, self._capacity())
@@ -72,9 +85,9 @@ class SimulatedNode:
     def obey(self, gpu_node: GPUNode) -> bool:
         """Take over faults and quarantine; whether the health of a device changed by that."""
         self.generation = gpu_node.metadata.generation
-        faults = parse_faults(gpu_node.metadata.annotations.get(FAULTS_ANNOTATION, ""))
+        self.faults = gpu_node.metadata.annotations.get(FAULTS_ANNOTATION, "")
         before = self.devices
-        self.devices = before.with_health(faults, gpu_node.spec.desired.quarantine)
+        self.devices = before.with_health(parse_faults(self.faults), gpu_node.spec.desired.quarantine)
         self._value = msgspec.structs.replace(self._value, allocatable=self._capacity())
         return self.devices != before
 

@@ -25,6 +25,7 @@ from gpufleet.local.simnodes.podstate import (
     Exited,
     Fail,
     Gone,
+    HookFailed,
     Instruction,
     Note,
     Over,
@@ -70,7 +71,11 @@ def step(pod: PodRun, event: Event, now: float) -> tuple[PodRun, tuple[Instructi
 
 
 def _after(
-    pod: PodRun, run: Run, event: Started | StartFailed | Exited | Probed, now: float, out: list[Instruction]
+    pod: PodRun,
+    run: Run,
+    event: Started | StartFailed | Exited | Probed | HookFailed,
+    now: float,
+    out: list[Instruction],
 ) -> Run:
     match event:
         case Started():
@@ -90,6 +95,9 @@ def _after(
             return msgspec.structs.replace(
                 run, state=WAITING, reason=event.reason, message=event.message, due=now + pause
             )
+        case HookFailed():
+            out.append(Note("Warning", "FailedPreStopHook", f"PreStopHook failed: {event.message}"))
+            return run
         case Exited():
             return _exited(pod, run, event, now, out)
         case Probed():

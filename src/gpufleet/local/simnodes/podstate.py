@@ -149,6 +149,14 @@ class Probed(msgspec.Struct, frozen=True):
     message: str = ""
 
 
+class HookFailed(msgspec.Struct, frozen=True):
+    """The preStop hook of a container failed; the container is stopped all the same."""
+
+    container: str
+    attempt: int
+    message: str
+
+
 class Changed(msgspec.Struct, frozen=True):
     """The pod's object changed. `resize` is why its new resources cannot be granted now."""
 
@@ -172,7 +180,7 @@ class Tick(msgspec.Struct, frozen=True):
     """Time has passed: a pause or the deadline may be over."""
 
 
-Event = Recorded | Started | StartFailed | Exited | Probed | Changed | Gone | Fail | Tick
+Event = Recorded | Started | StartFailed | Exited | Probed | HookFailed | Changed | Gone | Fail | Tick
 
 
 class Start(msgspec.Struct, frozen=True):

@@ -1,8 +1,9 @@
-"""Probes of process containers, really executed: HTTP, TCP and exec against this machine's loopback.
+"""Probes and preStop hooks of process containers, really executed: HTTP, TCP and exec on this machine's
+loopback.
 
 First the startup probe until it passes, then liveness and readiness side by side. A verdict is told when it
 changes, after as many results in a row as the probe's thresholds say. A gRPC probe is a TCP connection here.
-Source: pkg/kubelet/prober.
+Source: pkg/kubelet/prober, pkg/kubelet/lifecycle.
 """
 
 from __future__ import annotations
@@ -88,6 +89,17 @@ class Prober:
                 tasks.create_task(self._watch("liveness", self._container.liveness_probe))
             if self._container.readiness_probe is not None:
                 tasks.create_task(self._watch("readiness", self._container.readiness_probe))
+
+    async def pre_stop(self, grace: float) -> Result | None:
+        """Run the container's preStop hook, for at most `grace` seconds; None where it has none."""
+        lifecycle = self._container.lifecycle
+        hook = lifecycle.pre_stop if lifecycle is not None else None
+        if hook is None:
+            return None
+        if hook.sleep is not None:
+            await asyncio.sleep(min(hook.sleep.seconds, grace))
+            return Result(ok=True)
+        return await self.once(Probe(exec=hook.exec, http_get=hook.http_get, timeout_seconds=int(grace)))
 
     async def _watch(self, kind: str, probe: Probe) -> None:
         verdict = Verdict(probe, self._first[kind])

@@ -2,7 +2,7 @@
 
 What an earlier process of ours left running is found first and taken over when its pod asks for it; what no
 pod asks for is ended. ConfigMaps and Secrets are read when a container starts, as a kubelet does. There is no
-image and no file system of its own: volumes are not mounted, and preStop hooks are not run.
+image and no file system of its own, so volumes are not mounted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from gpufleet.local.simnodes.environment import command_line, container_environm
 from gpufleet.local.simnodes.podlogs import ContainerFolder, container_folder, pod_folder
 from gpufleet.local.simnodes.podstate import (
     Exited,
+    HookFailed,
     PodRun,
     Probed,
     Started,
@@ -38,14 +40,20 @@ from gpufleet.local.simnodes.runtimes import Tell, start_failed
 log = logging.getLogger("gpufleet.local.simnodes")
 
 SHUTDOWN_GRACE_S = 3.0
+_AFTER_HOOK_S = 2.0
+"""What a container has at least for its end after its preStop hook."""
 
 
 class _Playing(msgspec.Struct, gc=True):
-    """A container that is being played: None until it runs; `stop` is the grace once it is to stop."""
+    """A container that is being played: None until it runs; `stop` is the grace once it is to stop, `hooked`
+    says that its preStop hook was started.
+    """
 
     mark: Mark
     container: ProcessContainer | None = None
+    prober: Prober | None = None
     stop: float | None = None
+    hooked: bool = False
 
 
 class ProcessRuntime:
@@ -149,8 +157,23 @@ class ProcessRuntime:
 
     def _stop(self, playing: _Playing, grace: float) -> None:
         playing.stop = grace
-        if playing.container is not None:
-            self._later(playing.container.stop(grace))
+        if playing.container is not None and playing.prober is not None:
+            self._later(self._end(playing, playing.container, playing.prober, grace))
+
+    async def _end(
+        self, playing: _Playing, container: ProcessContainer, prober: Prober, grace: float
+    ) -> None:
+        """The preStop hook, then SIGTERM with what is left of the grace. A fleet that ends runs no hooks."""
+        began = time.monotonic()
+        if grace > 0 and not (self._closing or playing.hooked):
+            playing.hooked = True
+            result = await prober.pre_stop(grace)
+            if result is not None and not result.ok:
+                mark = playing.mark
+                self._say(mark.uid, HookFailed(mark.container, mark.attempt, result.message))
+            if result is not None:
+                grace = max(_AFTER_HOOK_S, grace - (time.monotonic() - began))
+        await container.stop(grace)
 
     def _play(self, pod: PodRun, mark: Mark, life: Coroutine[Any, Any, None]) -> None:
         self._playing[pod.uid, mark.container] = _Playing(mark)
@@ -208,7 +231,7 @@ class ProcessRuntime:
         """Probe a running container and wait for its end."""
         mark = container.mark
         playing = self._playing[mark.uid, mark.container]
-        playing.container = container
+        playing.container, playing.prober = container, prober
         if playing.stop is not None or self._closing:
             self._stop(playing, SHUTDOWN_GRACE_S if playing.stop is None else playing.stop)
         probing = asyncio.create_task(prober.run())
@@ -232,6 +255,6 @@ class ProcessRuntime:
         probes = marked(environment, self._state, mark, probe=True)
         return Prober(spec, self._session, probes, container.folder.path, tell, **known)
 
-    def _say(self, uid: str, event: Started | StartFailed | Exited | Probed) -> None:
+    def _say(self, uid: str, event: Started | StartFailed | Exited | Probed | HookFailed) -> None:
         if not self._closing:
             self._tell(uid, event)

@@ -19,6 +19,7 @@ DURATION = "gpufleet.dev/sim-duration"
 EXIT_CODE = "gpufleet.dev/sim-exit-code"
 RUNTIME = "gpufleet.dev/runtime"
 
+_ACCOUNT_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 
@@ -50,6 +51,13 @@ def play_of(pod: Pod, job_seconds: float) -> Play:
     if runtime not in (None, "process", "simulated"):
         problems.append(f"{RUNTIME}: {runtime!r} is unknown; write process or simulated")
     return Play(runtime == "process", duration, int(code), tuple(problems))
+
+
+def unmounted_volumes(pod: Pod) -> tuple[str, ...]:
+    """The volumes that the pod's containers mount, without the token that every pod gets."""
+    containers = (*pod.spec.init_containers, *pod.spec.containers)
+    mounts = (mount for container in containers for mount in container.volume_mounts)
+    return tuple(dict.fromkeys(mount.name for mount in mounts if mount.mount_path != _ACCOUNT_PATH))
 
 
 def parse_duration(text: str) -> float | None:

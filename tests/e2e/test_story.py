@@ -42,10 +42,12 @@ GPU_NAMES = {
     "memory_used_mib", "temperature_c", "power_w", "mig", "reason",
 }  # fmt: skip
 WHY_NAMES = {
-    "namespace", "pod", "verdict", "reasons", "holders", "changes", "node", "gang", "uid",
+    "namespace", "pod", "verdict", "reasons", "holders", "held_for", "changes", "node", "gang", "uid",
 }  # fmt: skip
 REASON_NAMES = {"code", "message", "subject", "nodes", "evidence"}
-HOLDER_NAMES = {"namespace", "workload", "resource", "amount", "pods", "priority", "preemptible", "nodes"}
+HOLDER_NAMES = {
+    "namespace", "workload", "resource", "amount", "pods", "priority", "preemptible", "nodes", "ending",
+}  # fmt: skip
 CHANGE_NAMES = {"kind", "message"}
 
 PROCESS = """\

@@ -14,9 +14,14 @@ from gpufleet.cli.output import Cell, Column, print_data, printable_fields, styl
 from gpufleet.fleet.errors import GpufleetError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gpufleet.fleet.reasons import Reason
+    from gpufleet.kube import objects
     from gpufleet.kube.client import Client
     from gpufleet.kube.config import ClusterConfig
     from gpufleet.scheduling.explain import Explanation
+    from gpufleet.scheduling.holders import Holder
 
 VERDICTS = {
     "running": ("runs", "green"),
@@ -53,8 +58,8 @@ def command(
 ) -> None:
     """Say why POD (or NAMESPACE/POD) is pending or where it runs.
 
-    Pending pods: what blocks and on how many nodes, who holds the GPUs, and which single changes would make
-    it fit; each change was tried on a copy of the cluster's state. Nothing is changed.
+    Pending pods: what blocks and on how many nodes, who holds what it needs, and which single changes would
+    make it fit; each change was tried on a copy of the cluster's state. Nothing is changed.
     """
     config = choose_cluster(kubeconfig, context, name)
     explanation = asyncio.run(_explain(config, *named_pod(pod, namespace, config.namespace)))
@@ -86,49 +91,106 @@ async def _explain(config: ClusterConfig, namespace: str, pod: str) -> Explanati
 
 
 async def _with_story(client: Client, explanation: Explanation) -> Explanation:
-    """Add what the scheduler said when it bound the pod, as long as the Event is kept."""
+    """Add how far a bound pod got, and what the scheduler said when it bound it, as long as the Event is
+    kept.
+    """
     import msgspec
 
     from gpufleet.fleet.reasons import Reason
+    from gpufleet.kube import kinds, objects
 
     if explanation.verdict != "running":
         return explanation
     path = f"/api/v1/namespaces/{explanation.namespace}/events"
     fields = f"involvedObject.name={explanation.pod},involvedObject.uid={explanation.uid},reason=Scheduled"
-    body: Any = msgspec.json.decode(await client.request("GET", path, params={"fieldSelector": fields}))
+    events, pod = await asyncio.gather(
+        client.request("GET", path, params={"fieldSelector": fields}),
+        client.get(kinds.PODS, explanation.pod, explanation.namespace, type=objects.Pod),
+    )
+    body: Any = msgspec.json.decode(events)
     told = tuple(Reason("Bound", event["message"], explanation.node) for event in body["items"])
-    return msgspec.structs.replace(explanation, reasons=(*explanation.reasons, *told))
+    reasons = (*explanation.reasons, *progress(pod), *told)
+    return msgspec.structs.replace(explanation, reasons=reasons)
+
+
+def progress(pod: objects.Pod) -> tuple[Reason, ...]:
+    """Why a bound pod does not run, or has failed, as its node says."""
+    from gpufleet.fleet.reasons import Reason
+
+    status, name = pod.status, pod.metadata.key
+    if status.phase in ("Succeeded", "Failed"):
+        text = ": ".join(part for part in (status.reason, status.message) if part)
+        return (Reason("Finished", text, name),) if text else ()
+    containers = (*status.init_container_statuses, *status.container_statuses)
+    if status.phase == "Pending" and not containers:
+        return (Reason("ContainerWaiting", f"{pod.spec.node_name} has not started it yet", name),)
+    waiting = [(container.name, container.state.waiting) for container in containers]
+    return tuple(
+        Reason("ContainerWaiting", f"container {container} waits: {_said(state)}", name)
+        for container, state in waiting
+        if state is not None and state.reason != "PodInitializing"
+    )
+
+
+def _said(waiting: objects.ContainerStateWaiting) -> str:
+    return (
+        ": ".join(part for part in (waiting.reason, waiting.message) if part) or "its node does not say why"
+    )
 
 
 def render(explanation: Explanation) -> str:
     """The explanation for people."""
-    words, style = VERDICTS[explanation.verdict]
-    if any(reason.code == "Finished" for reason in explanation.reasons):
-        words = "has ended"
+    words, style = _headline(explanation)
     gang = f"  (gang {explanation.gang})" if explanation.gang else ""
     parts = [f"{explanation.namespace}/{explanation.pod} {styled(words, style)}{gang}\n"]
     if explanation.reasons:
         parts.append(f"\n{styled('Why', 'bold')}\n")
         width = max(len(reason.code) for reason in explanation.reasons)
         parts += [f"  {reason.code:{width}}  {reason.message}\n" for reason in explanation.reasons]
-    if explanation.holders:
-        parts.append(f"\n{styled('Who holds it', 'bold')}\n")
-        rows = [
-            [
-                Cell(holder.namespace),
-                Cell(holder.workload + (" (you may preempt it)" if holder.preemptible else "")),
-                Cell(holder.resource),
-                Cell(str(holder.amount)),
-                Cell(str(holder.pods)),
-                Cell(str(holder.priority)),
-                Cell(", ".join(holder.nodes)),
-            ]
-            for holder in explanation.holders
-        ]
-        parts.append(table(HOLDERS, rows))
+    for title, holders in (("Who holds it", explanation.holders), ("Room is held for", explanation.held_for)):
+        if holders:
+            parts.append(f"\n{styled(title, 'bold')}\n{table(HOLDERS, _rows(holders))}")
     if explanation.changes:
         parts.append(f"\n{styled('What would make it fit, each tried on a copy of the fleet', 'bold')}\n")
         parts += [f"  - {change.message}\n" for change in explanation.changes]
-    elif explanation.verdict in ("not-now", "never"):
+    elif explanation.verdict in ("not-now", "never") and explanation.reasons[0].code != "Terminating":
         parts.append("\nNo single change that gpufleet tried would make it fit.\n")
     return "".join(parts)
+
+
+def _headline(explanation: Explanation) -> tuple[str, str]:
+    codes = {reason.code for reason in explanation.reasons}
+    if "Finished" in codes:
+        return "has ended", "green"
+    if codes & {"ContainerWaiting", "NodeNotFound"}:
+        return f"is bound to {explanation.node}, but does not run", "yellow"
+    if "Terminating" in codes:
+        return "is being deleted", "yellow"
+    return VERDICTS[explanation.verdict]
+
+
+def _rows(holders: Sequence[Holder]) -> list[list[Cell]]:
+    from gpufleet.fleet.quantities import comparable_amounts
+
+    amounts: dict[str, list[int]] = {}
+    for holder in holders:
+        amounts.setdefault(holder.resource, []).append(holder.amount)
+    told = {resource: iter(comparable_amounts(resource, *held)) for resource, held in amounts.items()}
+    return [
+        [
+            Cell(holder.namespace),
+            Cell(holder.workload + _note(holder)),
+            Cell(holder.resource),
+            Cell(next(told[holder.resource])),
+            Cell(str(holder.pods)),
+            Cell(str(holder.priority)),
+            Cell(", ".join(holder.nodes)),
+        ]
+        for holder in holders
+    ]
+
+
+def _note(holder: Holder) -> str:
+    if holder.ending:
+        return " (ending)"
+    return " (you may preempt it)" if holder.preemptible else ""

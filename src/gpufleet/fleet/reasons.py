@@ -58,8 +58,8 @@ CODES: dict[str, str] = {
     "SchedulingGated": "The pod has scheduling gates; whoever set them must remove them.",
     "GangIncomplete": "Fewer pods of the gang exist than it needs.",
     "GangUnplaceable": "Not all pods that the gang needs fit at once, so none is bound.",
-    "GangInvalid": "The pods of the gang disagree about its size, the size is not a positive number, or the gang "
-    "has no name.",
+    "GangInvalid": "The pods of the gang disagree about its size, the size is not a positive number, or the "
+    "gang has no name.",
     "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler.",
     "Terminating": "The pod is being deleted, so it is not placed any more.",
     "NoNodes": "The cluster has no nodes.",

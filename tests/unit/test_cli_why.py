@@ -1,0 +1,110 @@
+"""What `gpufleet why` prints: the headline is what the pod does, and amounts are what people write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+from tests.unit.fleets import node, pod
+
+from gpufleet.cli.why import progress, render
+from gpufleet.fleet.nodes import Node
+from gpufleet.fleet.pods import Pod
+from gpufleet.fleet.snapshot import snapshot_of
+from gpufleet.kube import objects
+from gpufleet.scheduling.cycle import Policy
+from gpufleet.scheduling.explain import Explanation, explain
+
+
+def why(*things: Node | Pod, finished: Pod | None = None) -> Explanation:
+    nodes = tuple(thing for thing in things if isinstance(thing, Node))
+    pods = tuple(thing for thing in things if isinstance(thing, Pod))
+    found = explain(snapshot_of(nodes, pods), "default/p", Policy(), finished)
+    assert found is not None
+    return found
+
+
+def told(explanation: Explanation, status: Mapping[str, object]) -> str:
+    """What is printed about a bound pod whose node says `status`."""
+    given = {"metadata": {"name": "p", "namespace": "default"}, "spec": {"nodeName": "a"}, "status": status}
+    there = msgspec.convert(given, objects.Pod)
+    return render(msgspec.structs.replace(explanation, reasons=(*explanation.reasons, *progress(there))))
+
+
+def container(**state: object) -> dict[str, object]:
+    return {"name": "main", "state": state}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"phase": "Pending"}, "a has not started it yet"),
+        (
+            {"phase": "Pending", "containerStatuses": [container(waiting={"reason": "ContainerCreating"})]},
+            "container main waits: ContainerCreating",
+        ),
+        (
+            {
+                "phase": "Running",
+                "containerStatuses": [
+                    container(waiting={"reason": "CrashLoopBackOff", "message": "back-off 10s"})
+                ],
+            },
+            "container main waits: CrashLoopBackOff: back-off 10s",
+        ),
+    ],
+)
+def test_a_bound_pod_that_does_not_run_is_told_what_it_waits_for(
+    status: Mapping[str, object], words: str
+) -> None:
+    text = told(why(node("a"), pod("p", node="a")), status)
+    assert text.startswith("default/p is bound to a, but does not run\n")
+    assert f"ContainerWaiting  {words}\n" in text
+
+
+def test_a_pod_that_runs_runs() -> None:
+    status = {"phase": "Running", "containerStatuses": [container(running={})]}
+    assert told(why(node("a"), pod("p", node="a")), status).startswith("default/p runs\n")
+
+
+def test_a_pod_on_a_node_that_is_gone_does_not_run() -> None:
+    assert "is bound to a, but does not run" in render(why(pod("p", node="a")))
+
+
+def test_a_pod_that_its_node_refused_says_why() -> None:
+    failed = msgspec.structs.replace(pod("p", node="a"), phase="Failed")
+    status = {"phase": "Failed", "reason": "OutOfcpu", "message": "Node didn't have enough resource: cpu"}
+    text = told(why(node("a"), finished=failed), status)
+    assert text.startswith("default/p has ended\n")
+    assert "Finished  OutOfcpu: Node didn't have enough resource: cpu\n" in text
+
+
+def test_holders_are_told_in_the_units_of_the_reason_and_who_is_ending_is_marked() -> None:
+    text = render(
+        why(
+            node("a", cpu="64"),
+            pod("r", cpu="30", node="a", priority=5),
+            pod("e", cpu="30", node="a", terminating=True),
+            pod("p", cpu="50"),
+        )
+    )
+    assert "too little cpu free: 50 needed, at most 4 free" in text
+    assert "default\tPod/r\tcpu\t30\t1\t5\ta\n" in text
+    assert "default\tPod/e (ending)\tcpu\t30\t1\t0\ta\n" in text
+
+
+def test_whom_room_is_held_for_is_told_apart() -> None:
+    victim = pod("victim", gpus=4, node="a", terminating=True)
+    first = pod("first", gpus=4, nominated="a", priority=1)
+    text = render(why(node("a", gpus=4), victim, first, pod("p", gpus=4)))
+    holders, waiting = text.split("Who holds it")[1].split("Room is held for")
+    assert "Pod/victim (ending)" in holders
+    assert "Pod/first" not in holders
+    assert "Pod/first" in waiting
+
+
+def test_a_pod_that_is_being_deleted_needs_no_advice() -> None:
+    text = render(why(node("a"), pod("p", terminating=True)))
+    assert text.startswith("default/p is being deleted\n")
+    assert "No single change" not in text

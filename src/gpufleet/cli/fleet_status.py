@@ -194,7 +194,8 @@ def _for_people(
             f"  {problem}; gpufleet up{_flag(layout)} starts it" if not state.running else f"  {problem}"
         )
     else:
-        lines += [f"  nodes       {line}" for line in node_lines(cluster, f"gpufleet up{_flag(layout)}")]
+        about = node_lines(cluster, f"gpufleet up{_flag(layout)}")
+        lines.append("  nodes       " + "\n              ".join(about))
         lines.append(
             f"  gpus        {gpus.allocated} of {gpus.total} allocated, {gpus.free} free, "
             + styled(f"{gpus.unhealthy} unhealthy", "red" if gpus.unhealthy else "")

@@ -111,7 +111,7 @@ class Nominations:
             node = next((node for node in waiting if search.blocked(node) is None), None)
         if node is None:
             return ()
-        text = f"room, as on {node}, is held for pods that come first"
+        text = f"room, as on {node}, is held for pods that come first, or for which it was made"
         return (Reason("HeldForNominated", text, node),)
 
     def _where_nominated(self, pods: Sequence[Pod]) -> list[Placement]:

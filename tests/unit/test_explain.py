@@ -27,7 +27,7 @@ from tests.unit.fleets import (
 from tests.unit.random_fleets import binds, evictions, examples, fleets, nominations, pods_of, reports
 
 from gpufleet.fleet.nodes import Node
-from gpufleet.fleet.pods import Pod, PodShape
+from gpufleet.fleet.pods import GangRef, Pod, PodShape
 from gpufleet.fleet.quantities import comparable_amounts, resource_amount
 from gpufleet.fleet.reasons import CODES
 from gpufleet.fleet.selectors import Toleration
@@ -387,6 +387,15 @@ def test_a_gang_that_lacks_pods_is_told_how_to_be_complete() -> None:
     found = why(fleet(node("a"), *disagreeing), "p")
     assert [change.message for change in found.changes] == [
         "set gpufleet.dev/gang-size to 2 on every pod of gang default/g"
+    ]
+
+
+def test_a_size_without_a_gang_is_told_with_both_cures() -> None:
+    slip = GangRef("", None, "label", "gpufleet.dev/gang-size is '2' and gpufleet.dev/gang names no gang")
+    found = why(fleet(node("a"), pod("p", gang=slip)), "p")
+    assert [reason.code for reason in found.reasons] == ["GangInvalid"]
+    assert [change.message for change in found.changes] == [
+        "remove gpufleet.dev/gang-size, or name the gang with gpufleet.dev/gang"
     ]
 
 

@@ -114,8 +114,16 @@ def test_a_gang_by_labels_or_annotations(
     assert bool(says) == bool(found.problem)
 
 
-def test_pods_without_a_gangs_name_are_in_none() -> None:
-    assert gang_of(objects.ObjectMeta(labels={"gpufleet.dev/gang-size": "3"})) is None
+@pytest.mark.parametrize("labels", [{}, {"gpufleet.dev/gang": ""}])
+def test_a_size_without_a_gang_is_a_slip_and_no_name_is_no_gang(labels: dict[str, str]) -> None:
+    assert gang_of(objects.ObjectMeta(labels=labels)) is None
+    found = gang_of(objects.ObjectMeta(labels={**labels, "gpufleet.dev/gang-size": "3"}))
+    assert found is not None
+    assert (found.name, found.minimum) == ("", None)
+    assert found.problem == "gpufleet.dev/gang-size is '3' and gpufleet.dev/gang names no gang"
+
+
+def test_a_gang_is_of_its_namespace() -> None:
     member = pod(metadata={"labels": {"gpufleet.dev/gang": "g", "gpufleet.dev/gang-size": "3"}})
     assert member.gang == GangRef("g", 3, "gpufleet.dev labels")
     assert member.gang_key == "team/g"

@@ -153,7 +153,7 @@ class Pod(msgspec.Struct, frozen=True):
         """What people call what the pod belongs to: its owner `Kind/name`, its gang, or the pod itself."""
         if self.owner_name:
             return f"{self.owner_kind}/{self.owner_name}"
-        return f"Gang/{self.gang.name}" if self.gang else f"Pod/{self.name}"
+        return f"Gang/{self.gang.name}" if self.gang and self.gang.name else f"Pod/{self.name}"
 
     @property
     def gang_part(self) -> tuple[str, str]:

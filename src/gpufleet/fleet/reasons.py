@@ -76,8 +76,8 @@ CODES: dict[str, str] = {
     "RoomMade": "Others were evicted from the node, or ended there, for this pod.",
     "GangPlaced": "All pods that the gang needs were placed together.",
     "Preempted": "The pod was evicted so that a pod of higher priority can run.",
-    "HeldForNominated": "The free capacity is held for a pod that comes first: victims were evicted for it, "
-    "or its binding is tried again.",
+    "HeldForNominated": "The free capacity is held for a pod that comes first, or for which victims were "
+    "evicted, or whose binding is tried again.",
     "Bound": "The pod is bound: its containers run, start or wait.",
     "ContainerWaiting": "The pod is bound, but a container of it waits, for example for its image.",
     "NodeNotFound": "The pod is bound to a node that does not exist.",

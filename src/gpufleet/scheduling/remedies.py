@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from gpufleet.fleet.pods import GANG_SIZE_LABEL, SCHEDULER_NAME, Pod
+from gpufleet.fleet.pods import GANG_LABEL, GANG_SIZE_LABEL, SCHEDULER_NAME, Pod
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.changes import Change
 from gpufleet.scheduling.gangs import Unit
@@ -44,6 +44,9 @@ def remedies(snapshot: Snapshot, pod: Pod, unit: Unit) -> Iterator[Remedy]:
     """What would cure the problem of a unit, or of claims of its pods."""
     if unit.problem is None:
         yield from _claims(snapshot, unit)
+        return
+    if pod.gang is None or not pod.gang.name:
+        yield _single(snapshot, pod)
         return
     kept_back = [mate for mate in _with_mates(snapshot, pod) if mate.key not in {p.key for p in unit.pods}]
     if unit.problem.code == "GangIncomplete":
@@ -84,6 +87,11 @@ def _completed(snapshot: Snapshot, unit: Unit) -> Remedy:
     what = "1 more pod" if missing == 1 else f"{missing} more pods"
     change = Change("complete-gang", f"create {what} of gang {unit.gang} like {model.name}")
     return change, _replaced(snapshot, more)
+
+
+def _single(snapshot: Snapshot, pod: Pod) -> Remedy:
+    text = f"remove {GANG_SIZE_LABEL}, or name the gang with {GANG_LABEL}"
+    return Change("name-gang", text), _replaced(snapshot, [msgspec.structs.replace(pod, gang=None)])
 
 
 def _resized(snapshot: Snapshot, unit: Unit) -> Remedy:

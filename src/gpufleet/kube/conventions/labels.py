@@ -21,14 +21,21 @@ SHOWN = 40
 
 
 def gang_of(metadata: ObjectMeta) -> GangRef | None:
-    """The gang that the pod's own labels or annotations name, or None when they name none."""
+    """The gang that the pod's own labels or annotations name, or None when they name none.
+
+    A size without a name is a slip of a template: a gang that cannot be understood, and no pod on its own.
+    """
     name = metadata.labels.get(GANG_LABEL) or metadata.annotations.get(GANG_LABEL)
     size = metadata.labels.get(GANG_SIZE_LABEL) or metadata.annotations.get(GANG_SIZE_LABEL)
     if not name:
-        return None
+        slip = f"{GANG_SIZE_LABEL} is {_shown(size)} and {GANG_LABEL} names no gang" if size else ""
+        return GangRef("", None, RULE, slip) if slip else None
     if size is None:
         return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} is missing beside {GANG_LABEL}={name}")
     if not size.isdecimal() or len(size) > MAX_DIGITS or int(size) < 1:
-        said = repr(size if len(size) <= SHOWN else f"{size[:SHOWN]}...")
-        return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} must be a positive number, not {said}")
+        return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} must be a positive number, not {_shown(size)}")
     return GangRef(name, int(size), RULE)
+
+
+def _shown(size: str) -> str:
+    return repr(size if len(size) <= SHOWN else f"{size[:SHOWN]}...")

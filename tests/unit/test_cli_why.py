@@ -108,3 +108,17 @@ def test_a_pod_that_is_being_deleted_needs_no_advice() -> None:
     text = render(why(node("a"), pod("p", terminating=True)))
     assert text.startswith("default/p is being deleted\n")
     assert "No single change" not in text
+
+
+def test_a_terminal_shows_the_largest_holders_and_says_how_many_more_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machines = [node(f"n{i:02}", gpus=1) for i in range(30)]
+    holders = [pod(f"r{i:02}", gpus=1, node=f"n{i:02}", owner=f"o{max(i - 9, 0):02}") for i in range(30)]
+    found = why(*machines, *holders, pod("p", gpus=1))
+    assert render(found).count("ReplicaSet/") > 20
+    monkeypatch.setenv("GPUFLEET_FORCE_TTY", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    text = render(found)
+    assert "n00, n01, n02, n03 and 6 more" in text
+    assert "and 11 more, all of them with -o json\n" in text

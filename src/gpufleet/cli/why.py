@@ -10,7 +10,7 @@ import click
 
 from gpufleet.cli.cluster import choose_cluster, named_pod
 from gpufleet.cli.options import cluster_options, everywhere, namespace_option, output_option
-from gpufleet.cli.output import Cell, Column, print_data, printable_fields, styled, table
+from gpufleet.cli.output import Cell, Column, is_terminal, print_data, printable_fields, styled, table
 from gpufleet.fleet.errors import GpufleetError
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ HOLDERS = (
     Column("PRIORITY", number=True),
     Column("NODES", drop=3),
 )
+
+SHOWN = 10
+"""How many holders a terminal shows."""
+
+NODES = 4
+"""How many nodes of a holder a terminal names."""
 
 
 @click.command("why")
@@ -149,7 +155,10 @@ def render(explanation: Explanation) -> str:
         parts += [f"  {reason.code:{width}}  {reason.message}\n" for reason in explanation.reasons]
     for title, holders in (("Who holds it", explanation.holders), ("Room is held for", explanation.held_for)):
         if holders:
-            parts.append(f"\n{styled(title, 'bold')}\n{table(HOLDERS, _rows(holders))}")
+            shown = holders[:SHOWN] if is_terminal(sys.stdout) else holders
+            parts.append(f"\n{styled(title, 'bold')}\n{table(HOLDERS, _rows(shown))}")
+            if len(shown) < len(holders):
+                parts.append(f"and {len(holders) - len(shown)} more, all of them with -o json\n")
     if explanation.changes:
         parts.append(f"\n{styled('What would make it fit, each tried on a copy of the fleet', 'bold')}\n")
         parts += [f"  - {change.message}\n" for change in explanation.changes]
@@ -184,10 +193,16 @@ def _rows(holders: Sequence[Holder]) -> list[list[Cell]]:
             Cell(next(told[holder.resource])),
             Cell(str(holder.pods)),
             Cell(str(holder.priority)),
-            Cell(", ".join(holder.nodes)),
+            Cell(_names(holder.nodes)),
         ]
         for holder in holders
     ]
+
+
+def _names(nodes: Sequence[str]) -> str:
+    if len(nodes) <= NODES or not is_terminal(sys.stdout):
+        return ", ".join(nodes)
+    return f"{', '.join(nodes[:NODES])} and {len(nodes) - NODES} more"
 
 
 def _note(holder: Holder) -> str:

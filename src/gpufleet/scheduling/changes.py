@@ -31,6 +31,9 @@ from gpufleet.scheduling.trial import Trial
 LIMIT = 5
 """How many changes are offered; more would not be read."""
 
+ALIKE = 3
+"""How many of them are of one kind."""
+
 TRIES = 50
 """How many workloads, and how many cordoned nodes, are tried."""
 
@@ -64,7 +67,8 @@ def helpful_changes(
     ahead = _up_to(snapshot, policy, unit)
     found: list[Change] = []
     for change, changed in _Asking(ahead, policy, after, unit, pod).candidates():
-        if served(decide(changed, policy), unit):
+        alike = sum(other.kind == change.kind for other in found)
+        if alike < ALIKE and served(decide(changed, policy), unit):
             found.append(change)
             if len(found) == LIMIT:
                 break

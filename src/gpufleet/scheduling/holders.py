@@ -6,7 +6,7 @@ somebody's end would let the pod in: a node that is cordoned or too small is nob
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -155,10 +155,11 @@ def _opponents(pod: Pod, ledger: Ledger) -> Callable[[NodeAccount], Iterator[Hol
                 hold = Hold(other, account.name, f"anti-affinity by {key}", 1)
                 places.setdefault((key, labels[key]), []).append(hold)
 
+    domains = sorted({key for key, _ in places})
+
     def on(account: NodeAccount) -> Iterator[Hold]:
-        labels: Mapping[str, str] = account.node.labels
-        for (key, value), found in places.items():
-            if labels.get(key) == value:
-                yield from found
+        labels = account.node.labels
+        for key in domains:
+            yield from places.get((key, labels.get(key, "")), ())
 
     return on

@@ -19,7 +19,8 @@ from tests.e2e.local_fleet import COMPONENTS, TINY, LocalFleet, wait_until
 
 from gpufleet.kube.client import Client
 from gpufleet.kube.config import load_config
-from gpufleet.kube.kinds import CONFIG_MAPS, PODS
+from gpufleet.kube.kinds import CONFIG_MAPS, NODES, PODS
+from gpufleet.kube.objects import Node
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -63,6 +64,24 @@ def test_up_on_a_running_fleet_changes_nothing(fleet: LocalFleet) -> None:
     before = fleet.status()["components"]
     assert "already running" in fleet.up()
     assert fleet.status()["components"] == before
+
+
+def test_status_names_a_deleted_node_and_up_brings_it_back_with_its_gpus(fleet: LocalFleet) -> None:
+    async def delete_one() -> str:
+        async with Client(load_config(str(fleet.kubeconfig))) as client:
+            name = (await client.list(NODES, type=Node)).items[0].metadata.name
+            await client.delete(NODES, name)
+            return name
+
+    name = asyncio.run(delete_one())
+    assert fleet.status()["ready"] is False
+    said = fleet.run("status").stdout
+    assert "2 of 3" in said
+    assert f"deleted: {name}; gpufleet up" in said
+    fleet.up()
+    assert fleet.status()["nodes"] == 3
+    wait_until(lambda: fleet.status()["ready"], "the fleet is ready again")
+    wait_until(lambda: fleet.status()["gpus"]["total"] == 20, "all GPUs are reported again")
 
 
 def test_secrets_are_private(fleet: LocalFleet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -11,6 +12,7 @@ import click
 
 from gpufleet.cli.cluster import choose_cluster, named_pod
 from gpufleet.cli.options import cluster_options, everywhere, namespace_option
+from gpufleet.cli.watching import until_ctrl_c
 from gpufleet.fleet.errors import GpufleetError
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ def command(
     params |= {"previous": "true"} if previous else {}
     params |= {"timestamps": "true"} if timestamps else {}
     params |= {"tailLines": str(tail)} if tail is not None else {}
-    asyncio.run(_print(config, *named_pod(pod, namespace, config.namespace), params))
+    key = named_pod(pod, namespace, config.namespace)
+    with until_ctrl_c() if follow else contextlib.nullcontext():
+        asyncio.run(_print(config, *key, params))
 
 
 async def _print(config: ClusterConfig, namespace: str, pod: str, params: dict[str, str]) -> None:

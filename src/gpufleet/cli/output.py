@@ -75,8 +75,8 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """`printable` for a text of several lines."""
-    return "\n".join(map(printable, text.split("\n")))
+    """`printable` for a text of several lines, with its tabs."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def printable_fields(value: T) -> T:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -16,17 +17,24 @@ _HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 
 
 def show(render: Callable[[], str], *, watch: bool, interval_s: float) -> None:
-    """Write what `render` returns to stdout, once or until Ctrl-C, which is the way out and no error."""
+    """Write what `render` returns to stdout, once or until Ctrl-C."""
     if not watch:
         _write(render())
         return
-    try:
+    with until_ctrl_c():
         while True:
             text = render()
             if is_terminal(sys.stdout):
                 text = _HOME_AND_CLEAR + fitted(text, shutil.get_terminal_size().lines)
             _write(text)
             time.sleep(interval_s)
+
+
+@contextlib.contextmanager
+def until_ctrl_c() -> Iterator[None]:
+    """For what has no other end: Ctrl-C is the way out and not an error to be told."""
+    try:
+        yield
     except KeyboardInterrupt:
         raise click.exceptions.Exit(INTERRUPTED) from None
 

@@ -160,6 +160,7 @@ def _opponents(pod: Pod, ledger: Ledger) -> Callable[[NodeAccount], Iterator[Hol
     def on(account: NodeAccount) -> Iterator[Hold]:
         labels = account.node.labels
         for key in domains:
-            yield from places.get((key, labels.get(key, "")), ())
+            if key in labels:
+                yield from places.get((key, labels[key]), ())
 
     return on

@@ -9,6 +9,7 @@ else an eviction would serve somebody else than its cause, and another one would
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from functools import partial
 
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
@@ -16,6 +17,7 @@ from gpufleet.scheduling.budgets import Budgets
 from gpufleet.scheduling.gangs import Unit
 from gpufleet.scheduling.placing import Placement, hold, place, place_on
 from gpufleet.scheduling.preemption import Choice, Preemption
+from gpufleet.scheduling.sparing import spared
 from gpufleet.scheduling.trial import Trial
 
 Waiting = list[tuple[Pod, Choice]]
@@ -68,22 +70,25 @@ class Nominations:
         mark, spent = self._trial.mark(), self._budgets.mark()
         rest = [pod for pod in pods if pod.key not in held]
         respected = bool(rest) and self._hold_for_others(unit)
-        new: Waiting = []
+        inner = self._trial.mark()
+        chosen: Waiting = []
         for pod in rest:
             choice = self._room_for(pod)
             if choice is not None:
                 self._make_room(pod, choice)
-                new.append((pod, choice))
-        if len(waiting) + len(new) < unit.needed:
+                chosen.append((pod, choice))
+        self._budgets.rollback(spent)
+        if len(waiting) + len(chosen) < unit.needed:
             self._trial.rollback(start)
-            self._budgets.rollback(spent)
             self._hopeless.add(attempt)
             return None
-        if respected:
+        new = spared(chosen, self._trial, self._budgets, partial(self._works, inner))
+        if respected or new is not chosen:
             self._trial.rollback(mark)
-            self._budgets.rollback(spent)
             for pod, choice in new:
                 self._make_room(pod, choice)
+        else:
+            self._budgets.spend(victim for _, choice in new for victim in choice.victims)
         return waiting + new
 
     def keep(self, unit: Unit, pods: Sequence[Pod]) -> None:
@@ -148,13 +153,19 @@ class Nominations:
             account = self._trial.ledger.accounts.get(pod.nominated_node)
             if account is None:
                 continue
-            ending = [other for other in account.pods.values() if other.terminating]
-            if self._preemption.fits_after(pod, account.name, ending) and self._preemption.has_company(
-                pod, account.name, ending, evicted=False
-            ):
+            choice = Choice.of(account.name, ())
+            if self._will_fit(pod, choice):
                 hold(pod, account.name, self._trial)
-                waiting.append((pod, Choice.of(account.name, ())))
+                waiting.append((pod, choice))
         return waiting
+
+    def _will_fit(self, pod: Pod, choice: Choice) -> bool:
+        """Whether the pod fits on its node once those that end there, and its victims, are gone."""
+        there = self._trial.ledger.accounts[choice.node].pods.values()
+        gone = [*(other for other in there if other.terminating), *choice.victims]
+        return self._preemption.fits_after(pod, choice.node, gone) and self._preemption.has_company(
+            pod, choice.node, gone, evicted=bool(choice.victims)
+        )
 
     def _attempt(self, unit: Unit, pods: Sequence[Pod]) -> Hashable:
         """Units that ask this alike get the same answer, as room only shrinks while a decision goes on."""
@@ -187,11 +198,25 @@ class Nominations:
             return Choice.of(node, ())
         return self._preemption.choose(pod) if pod.preempts else None
 
+    def _works(self, mark: int, choices: Waiting) -> bool:
+        """Whether every pod fits on its node once all victims are gone; the trial is left that way."""
+        self._trial.rollback(mark)
+        for _, choice in choices:
+            self._end(choice.victims)
+        for pod, choice in choices:
+            if not self._will_fit(pod, choice):
+                return False
+            hold(pod, choice.node, self._trial)
+        return True
+
     def _make_room(self, pod: Pod, choice: Choice) -> None:
         self._budgets.spend(choice.victims)
+        self._end(choice.victims)
+        hold(pod, choice.node, self._trial)
+
+    def _end(self, victims: Iterable[Pod]) -> None:
         nodes: dict[str, list[str]] = {}
-        for victim in choice.victims:
+        for victim in victims:
             nodes.setdefault(victim.node, []).append(victim.key)
         for node, keys in nodes.items():
             self._trial.end(node, keys)
-        hold(pod, choice.node, self._trial)

@@ -229,7 +229,7 @@ def test_holders_and_whom_room_is_held_for_have_all_that_is_used_where_the_pod_i
         used: Counter[str] = Counter()
         for where, block in Search(p, after).blocks():
             if {part.code for part in block.parts} <= {"InsufficientResource", "TooManyPods"}:
-                short = [part.detail for part in block.parts if part.code == "InsufficientResource"]
+                short = [part.detail for part in block.parts]
                 used += Counter({resource: after.accounts[where].used[resource] for resource in short})
         held: Counter[str] = Counter()
         for holder in (*found.holders, *found.held_for):
@@ -341,6 +341,7 @@ def test_holders_of_cpu_host_ports_and_places_are_named_and_offered_to_be_ended(
     web = {"app": "web"}
     for resource, holder, waiting in (
         ("cpu", pod("h", cpu="60", node="a"), pod("p", cpu="8")),
+        ("pods", pod("h", node="a", resources={"pods": 110}), pod("p")),
         ("memory", pod("h", memory="500Gi", node="a"), pod("p", memory="64Gi")),
         ("host port 80/TCP", pod("h", host_ports=[80], node="a"), pod("p", host_ports=[80])),
         (
@@ -417,6 +418,10 @@ def test_a_scheduler_name_and_a_claim_that_is_missing_are_offered_where_they_hel
     assert messages(fleet(node("a"), pod("p", claims=["data"]))) == {
         "create-claim": "create the PersistentVolumeClaim default/data"
     }
+
+
+def test_a_pod_that_lacks_its_claim_and_is_too_large_never_runs() -> None:
+    assert why(fleet(node("a", gpus=1), pod("p", gpus=2, claims=["data"])), "p").verdict == "never"
 
 
 def test_a_pod_whose_node_is_gone_is_told_so() -> None:

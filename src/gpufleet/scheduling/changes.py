@@ -35,7 +35,7 @@ ALIKE = 3
 """How many of them are of one kind."""
 
 TRIES = 50
-"""How many workloads, and how many cordoned nodes, are tried."""
+"""How many workloads, cordoned nodes and priorities are tried."""
 
 _PASSING = "node.kubernetes.io/"
 """The prefix of taints that Kubernetes sets for conditions that pass."""
@@ -177,7 +177,8 @@ class _Asking:
         mine = min(pod.priority for pod in self._unit.pods)
         there = (pod for account in self._accounts.values() for pod in account.pods.values() if pod.node)
         keys = {pod.key for pod in self._unit.pods}
-        for step in sorted({pod.priority for pod in there if pod.priority >= mine and not pod.terminating}):
+        steps = sorted({pod.priority for pod in there if pod.priority >= mine and not pod.terminating})
+        for step in steps[:TRIES]:
             pods = {
                 p.key: msgspec.structs.replace(p, priority=max(p.priority, step + 1)) for p in self._unit.pods
             }

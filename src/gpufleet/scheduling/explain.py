@@ -116,12 +116,10 @@ def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanatio
     if unit.surplus or any(member.key in bound for member in unit.pods):
         # The gang runs without it, so it is one pod like any other.
         unit = Unit((pod,))
+    verdict = "not-now" if unit.problem is not None or fits_empty(snapshot, unit) else "never"
     if any(reason.code in remedies.CURABLE for reason in reasons):
         changes = _tried(snapshot, pod, policy, remedies.remedies(snapshot, pod, unit))
-        return _explanation(pod, "not-now", reasons, changes=changes)
-    if unit.problem is not None:
-        return _explanation(pod, "not-now", reasons)
-    verdict = "not-now" if fits_empty(snapshot, unit) else "never"
+        return _explanation(pod, verdict, reasons, changes=changes)
     held, held_for = holders(in_the_way(after, unit), unit, bound)
     changes = helpful_changes(snapshot, policy, after, unit, pod)
     return _explanation(pod, verdict, reasons, held, held_for, changes)

@@ -126,7 +126,7 @@ def _holds(pod: Pod, trial: Trial) -> Iterator[Hold]:
 
 
 def _resource_holds(block: Block, account: NodeAccount) -> Iterator[Hold]:
-    short = [part.detail for part in block.parts if part.code == "InsufficientResource"]
+    short = [part.detail for part in block.parts]
     for other in account.pods.values():
         requests = dict(other.shape.requests)
         for resource in short:

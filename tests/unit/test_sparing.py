@@ -93,7 +93,10 @@ def crowded(draw: st.DrawFn) -> Snapshot:
         if not overcommitted(nodes, [*pods, new]):
             pods.append(new)
     count = draw(st.integers(2, 4))
-    waiting = [pod(f"hi-{i}", gpus=size, gang=gang("hi", count), priority=5) for i in range(count)]
+    waiting = [
+        pod(f"hi-{i}", gpus=size, gang=gang("hi", count), priority=draw(st.integers(5, 6)))
+        for i in range(count)
+    ]
     budget = DisruptionBudget("default", "pdb", selector(app="a"), draw(st.integers(0, 1)))
     return snapshot_of(tuple(nodes), (*pods, *waiting), budgets=(budget,))
 

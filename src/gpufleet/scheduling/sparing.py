@@ -32,14 +32,17 @@ Choices: TypeAlias = list[tuple[Pod, Choice]]
 
 
 def spared(choices: Choices, trial: Trial, budgets: Budgets, works: Callable[[Choices], bool]) -> Choices:
-    """The choices of a gang's members with no more victims than they need.
+    """The choices of a gang's members with no more victims than they need, where each victim may end for each
+    of them.
 
     On the trial the victims end and room is held for the members, and `budgets` is as before that. `works`
     tries choices on the trial. The answer is the very list that was given if nobody is spared and the trial
     is as it was.
     """
-    several = sum(bool(choice.victims) for _, choice in choices) > 1
-    if not several or len({pod.priority for pod, _ in choices}) > 1:
+    if sum(bool(choice.victims) for _, choice in choices) < 2:
+        return choices
+    dearest = max(choice.cost.priority for _, choice in choices)
+    if any(pod.priority <= dearest for pod, _ in choices):
         return choices
     return _Sparing(choices, trial, budgets, works).best()
 

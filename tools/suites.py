@@ -1,11 +1,13 @@
 """A pytest plugin that runs the suites from small to real, and prints how long each of them took.
 
 A suite is a folder of tests/: unit, contract, node, e2e. The time of a suite is the sum of its tests with
-their fixtures, as if it ran alone.
+their fixtures, as if it ran alone. Signals that whoever started the run ignores are heard again: a shell
+ignores SIGINT in its background and nohup SIGHUP, and what tests start would inherit that.
 """
 
 from __future__ import annotations
 
+import signal
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -26,6 +28,15 @@ def rank(item: pytest.Item) -> int:
     """The place of a test's suite in the run."""
     suite = suite_of(item.nodeid)
     return ORDER.index(suite) if suite in ORDER else len(ORDER)
+
+
+def pytest_configure() -> None:
+    """Hear the signals that whoever started the run ignores."""
+    for number in (signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

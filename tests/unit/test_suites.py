@@ -7,6 +7,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+LISTENING = """\
+import signal
+
+
+def test_it():
+    assert signal.SIG_IGN not in (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP))
+"""
 TEST = "def test_one():\n    pass\n\n\ndef test_two():\n    pass\n"
 
 
@@ -27,3 +34,13 @@ def test_suites_run_from_small_to_real_and_are_timed(tmp_path: Path) -> None:
     timed = [line.split()[:3] for line in lines if line.endswith(" s") and " tests " in line]
     assert timed == [[suite, "2", "tests"] for suite in ("unit", "contract", "e2e")]
     assert "6 passed" in lines[-1]
+
+
+def test_what_tests_start_hears_signals_that_the_starter_of_the_run_ignores(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(LISTENING)
+    pytest = f"{sys.executable} -m pytest -p tools.suites --rootdir {tmp_path} {tmp_path}"
+    done = subprocess.run(
+        ["sh", "-c", f"trap '' INT HUP; exec {pytest}"],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "1 passed" in done.stdout.splitlines()[-1], done.stdout

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from gpufleet.local.scenario import load
 
 pytestmark = pytest.mark.timeout(300)
 
-PRIMER = Path(__file__).parents[2] / "examples" / "primer"
+ROOT = Path(__file__).parents[2]
+PRIMER = ROOT / "examples" / "primer"
 NAMESPACE = "primer"
 GPU = "nvidia.com/gpu"
 INSTANCE = "nvidia.com/mig-1g.10gb"
@@ -131,6 +133,23 @@ def test_up_plays_the_whole_scenario_and_says_how_to_go_on(story: Story) -> None
     assert steps == [str(number) for number in range(1, 8)]
     assert "not as expected" not in story.said
     assert f"export KUBECONFIG={story.fleet.kubeconfig}" in story.said
+
+
+def test_the_readme_shows_what_up_says(story: Story) -> None:
+    shown = (ROOT / "README.md").read_text().partition("$ make up")[2].partition("```")[0]
+    assert steps_of(shown) == steps_of(story.said)
+    assert len(steps_of(shown)) == 7
+
+
+def steps_of(said: str) -> list[tuple[str, Counter[tuple[str, str]]]]:
+    """Per step of a play: its title, and how many pods of which workload were in which state."""
+    steps: list[tuple[str, Counter[tuple[str, str]]]] = []
+    for line in said.splitlines():
+        if title := re.match(r"\d\. (.*)", line):
+            steps.append((title[1], Counter()))
+        elif pod := re.match(r"   (running|pending|evicted) +([a-z]+)", line):
+            steps[-1][1][pod[1], pod[2]] += 1
+    return steps
 
 
 def test_everything_was_watched_from_before_the_first_pod(story: Story) -> None:

@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
-from tests.unit.clusters import FOCUSES, Cluster, Manifest, cluster
+from tests.unit.clusters import FOCUSES, Cluster, cluster
+from tests.unit.draws import Manifest
 
 from gpufleet.fleet.snapshot import snapshot_of
 from gpufleet.kube import objects

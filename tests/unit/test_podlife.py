@@ -4,102 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.simnode_pods import as_written, container, pod
+from tests.unit.lives import EVENTS, SIDECAR, Life, Runtime, two_containers
+from tests.unit.simnode_pods import container, pod
 
-from gpufleet.kube.objects import Pod
-from gpufleet.local.simnodes.adoption import adopt
-from gpufleet.local.simnodes.podlife import step
 from gpufleet.local.simnodes.podstate import (
-    Changed,
-    Event,
     Exited,
     Fail,
     Gone,
     Note,
     Over,
-    PodRun,
     Probed,
     Recorded,
-    Start,
     Started,
     StartFailed,
-    Stop,
     Tick,
-    Wake,
-    accept,
-    phase_of,
     reject,
 )
 from gpufleet.local.simnodes.podstatus import pod_status
 
-SIDECAR: dict[str, Any] = {"restartPolicy": "Always"}
-
-
-class Life:
-    """A pod, the events told so far, and what was asked for by the last one."""
-
-    def __init__(self, subject: Pod, run: PodRun | None = None) -> None:
-        self.now = 1000.0
-        self.run = run or accept(subject, "10.64.0.1", self.now, 10.0)
-        self.out: tuple[Any, ...] = ()
-
-    def tell(self, event: Event, after: float = 0.0) -> Life:
-        self.now += after
-        self.run, self.out = step(self.run, event, self.now)
-        return self
-
-    def up(self, *names: str) -> Life:
-        for name in names:
-            run = self.run.run(name)
-            assert run is not None
-            self.tell(Started(name, run.attempt))
-        return self
-
-    def exit(self, name: str, code: int = 0, after: float = 1.0) -> Life:
-        run = self.run.run(name)
-        assert run is not None
-        return self.tell(Exited(name, run.attempt, code), after)
-
-    def delete(self, grace: int = 30) -> Life:
-        meta = msgspec.structs.replace(
-            self.run.pod.metadata,
-            deletion_timestamp="2030-01-01T00:00:00Z",
-            deletion_grace_period_seconds=grace,
-        )
-        return self.tell(Changed(msgspec.structs.replace(self.run.pod, metadata=meta)))
-
-    @property
-    def starts(self) -> list[str]:
-        return [one.container for one in self.out if isinstance(one, Start)]
-
-    @property
-    def stops(self) -> list[tuple[str, float]]:
-        return [(one.container, one.grace) for one in self.out if isinstance(one, Stop)]
-
-    @property
-    def wake(self) -> float:
-        return min(one.at for one in self.out if isinstance(one, Wake))
-
-    @property
-    def phase(self) -> str:
-        return phase_of(self.run)
-
-
-def _two() -> list[dict[str, Any]]:
-    return [container("a"), container("b")]
-
 
 def test_no_container_starts_before_its_devices_are_on_record() -> None:
-    life = Life(pod(containers=_two())).tell(Tick())
+    life = Life(pod(containers=two_containers())).tell(Tick())
     assert life.starts == []
     assert life.tell(Recorded()).starts == ["a", "b"]
 
 
 def test_a_pod_is_pending_until_all_its_containers_have_started() -> None:
-    life = Life(pod(containers=_two())).tell(Recorded()).up("a")
+    life = Life(pod(containers=two_containers())).tell(Recorded()).up("a")
     assert life.phase == "Pending"
     assert life.up("b").phase == "Running"
 
@@ -160,7 +93,7 @@ def test_policy_never_ends_the_pod_by_the_exit_codes() -> None:
 
 
 def test_policy_on_failure_restarts_only_what_failed() -> None:
-    life = Life(pod(containers=_two(), restartPolicy="OnFailure")).tell(Recorded()).up("a", "b")
+    life = Life(pod(containers=two_containers(), restartPolicy="OnFailure")).tell(Recorded()).up("a", "b")
     assert life.exit("a", 0).starts == []
     assert life.exit("b", 1).starts == ["b"]
     assert life.up("b").exit("b", 0).phase == "Succeeded"
@@ -228,7 +161,7 @@ def test_a_deadline_stops_the_pod_and_fails_it() -> None:
 
 def test_deletion_stops_containers_within_the_grace_period_of_the_deletion() -> None:
     life = (
-        Life(pod(containers=_two(), terminationGracePeriodSeconds=90))
+        Life(pod(containers=two_containers(), terminationGracePeriodSeconds=90))
         .tell(Recorded())
         .up("a", "b")
         .delete(45)
@@ -304,89 +237,13 @@ def test_news_of_an_earlier_attempt_changes_nothing() -> None:
         assert life.tell(event).run == before
 
 
-def test_an_adopted_pod_keeps_running_containers_start_times_and_restart_counts() -> None:
-    life = Life(pod(inits=[container("i"), container("side", **SIDECAR)], containers=_two())).tell(Recorded())
-    life.up("i").exit("i").up("side").up("a", "b").exit("b", 1).up("b")
-    written = as_written(life.run, life.now)
-    back = Life(written, adopt(written, life.now + 50, 10.0)).tell(Recorded())
-    assert back.out == ()
-    assert back.phase == "Running"
-    assert (back.run.accepted_at, back.run.address) == (life.run.accepted_at, life.run.address)
-    assert [(r.name, r.state, r.attempt, int(r.started_at)) for r in back.run.runs if r.role != "init"] == [
-        (r.name, r.state, r.attempt, int(r.started_at)) for r in life.run.runs if r.role != "init"
-    ]
-
-
-def test_an_adopted_pod_that_is_being_deleted_goes_on_ending() -> None:
-    life = Life(pod()).tell(Recorded()).up("main")
-    meta = {"deletionTimestamp": "2030-01-01T00:00:00Z", "deletionGracePeriodSeconds": 7}
-    dying = msgspec.structs.replace(pod(metadata=meta), status=as_written(life.run, life.now).status)
-    assert Life(dying, adopt(dying, life.now, 10.0)).tell(Recorded()).stops == [("main", 7.0)]
-
-
-_NAMES = ("i", "side", "a", "b")
-_EVENTS = st.one_of(
-    st.tuples(st.just("started"), st.sampled_from(_NAMES), st.none()),
-    st.tuples(st.just("exit"), st.sampled_from(_NAMES), st.sampled_from([0, 1])),
-    st.tuples(
-        st.just("probe"), st.sampled_from(_NAMES), st.sampled_from(["startup", "readiness", "liveness"])
-    ),
-    st.tuples(st.sampled_from(["tick", "recorded", "gone", "fail"]), st.just(""), st.none()),
-)
-_RANK = {"Pending": 0, "Running": 1, "Succeeded": 2, "Failed": 2}
-
-
-class Runtime:
-    """Plays what a pod asks for, and checks that it asks for nothing absurd."""
-
-    def __init__(self, life: Life) -> None:
-        self.life = life
-        self.playing: set[str] = set()
-        self.ended = False
-        self.rank = 0
-
-    def tell(self, event: Event, after: float = 0.1) -> None:
-        if isinstance(event, Exited):
-            self.playing.discard(event.container)
-        self.life.tell(event, after)
-        for name in self.life.starts:
-            assert name not in self.playing, "started while it runs"
-            assert not self.ended, "started after the end"
-            self.playing.add(name)
-        assert {name for name, _ in self.life.stops} <= self.playing
-        self.ended = self.ended or Over() in self.life.out
-        assert self.ended == self.life.run.over
-        assert not (self.ended and self.playing)
-        assert _RANK[self.life.phase] >= self.rank, "a phase does not go back"
-        self.rank = _RANK[self.life.phase]
-        assert pod_status(self.life.run, {}, self.life.now)["phase"] == self.life.phase
-
-    def event(self, kind: str, name: str, detail: Any) -> Event | None:
-        run = self.life.run.run(name)
-        attempt = run.attempt if run else 0
-        simple: dict[str, Event] = {
-            "tick": Tick(),
-            "recorded": Recorded(),
-            "gone": Gone(),
-            "fail": Fail("Evicted", ""),
-        }
-        match kind:
-            case "started":
-                return Started(name, attempt)
-            case "exit":
-                return Exited(name, attempt, detail) if name in self.playing else None
-            case "probe":
-                return Probed(name, attempt, detail, ok=len(name) > 1)
-        return simple[kind]
-
-
 @settings(max_examples=300)
-@given(st.sampled_from(["Always", "OnFailure", "Never"]), st.lists(_EVENTS, max_size=40))
+@given(st.sampled_from(["Always", "OnFailure", "Never"]), st.lists(EVENTS, max_size=40))
 def test_whatever_happens_no_container_runs_twice_and_every_end_is_final(
     policy: str, script: list[tuple[str, str, Any]]
 ) -> None:
     inits = [container("i"), container("side", **SIDECAR)]
-    runtime = Runtime(Life(pod(inits=inits, containers=_two(), restartPolicy=policy)))
+    runtime = Runtime(Life(pod(inits=inits, containers=two_containers(), restartPolicy=policy)))
     for kind, name, detail in script:
         event = runtime.event(kind, name, detail)
         if event is not None:
@@ -398,26 +255,3 @@ def test_whatever_happens_no_container_runs_twice_and_every_end_is_final(
         assert run is not None
         runtime.tell(Exited(name, run.attempt, 137))
     assert runtime.life.run.over
-
-
-@settings(max_examples=300)
-@given(st.sampled_from(["Always", "OnFailure", "Never"]), st.lists(_EVENTS, max_size=40))
-def test_whatever_was_written_is_read_back_after_a_crash(
-    policy: str, script: list[tuple[str, str, Any]]
-) -> None:
-    inits = [container("i"), container("side", **SIDECAR)]
-    runtime = Runtime(Life(pod(inits=inits, containers=_two(), restartPolicy=policy)))
-    for kind, name, detail in script:
-        event = runtime.event(kind, name, detail)
-        if event is not None:
-            runtime.tell(event, 100.0 if kind == "tick" else 0.1)
-    run, now = runtime.life.run, runtime.life.now
-    back = adopt(as_written(run, now), now, 10.0)
-    assert back.over == run.over
-    assert not run.over or phase_of(back) == phase_of(run)
-    for before, after in zip(run.runs, back.runs, strict=True):
-        assert after.restarts == before.restarts
-        assert after.ready == before.ready or before.role == "init"
-        if before.state == "running":
-            assert (after.state, after.started) == ("running", before.started or before.role == "init")
-        assert after.done == before.done

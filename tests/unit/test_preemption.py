@@ -6,49 +6,21 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 import msgspec
-import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tests.unit.fleets import HOST, ZONE, gang, near, node, pod, selector, spread_over
-from tests.unit.random_fleets import (
-    binds,
-    evictions,
-    examples,
-    fleets,
-    instance,
-    nominations,
-    pods_of,
-    reports,
-    templates,
-)
+from tests.unit.fleets import HOST, ZONE, gang, near, node, pod, spread_over
+from tests.unit.preemptors import URGENT, choose, plan, running, victims
+from tests.unit.random_fleets import binds, evictions, examples, fleets, instance, pods_of, reports, templates
 
-from gpufleet.fleet.nodes import Node
-from gpufleet.fleet.plans import Plan
 from gpufleet.fleet.pods import Pod, gpus_requested
-from gpufleet.fleet.snapshot import DisruptionBudget, Snapshot, snapshot_of
+from gpufleet.fleet.snapshot import Snapshot, snapshot_of
 from gpufleet.scheduling.budgets import Budgets
-from gpufleet.scheduling.cycle import Policy, decide
 from gpufleet.scheduling.filters import FILTERS
 from gpufleet.scheduling.ledger import Ledger
-from gpufleet.scheduling.preemption import Choice, Preemption
+from gpufleet.scheduling.preemption import Preemption
 from gpufleet.scheduling.trial import Trial
 
 Cost = tuple[int, int, int, int]
-
-
-def choose(incoming: Pod, snapshot: Snapshot) -> Choice | None:
-    trial = Trial(Ledger.build(snapshot))
-    return Preemption(trial, Budgets(snapshot.budgets)).choose(incoming)
-
-
-def plan(nodes: Iterable[Node], pods: Iterable[Pod], **rest: object) -> Plan:
-    return decide(snapshot_of(tuple(nodes), tuple(pods), **rest), Policy())
-
-
-def victims(found: Choice | None) -> set[str]:
-    assert found is not None
-    return {victim.name for victim in found.victims}
-
 
 # the oracle: all subsets
 
@@ -182,13 +154,6 @@ def test_choices_that_are_kept_are_the_choices_of_a_new_search(snapshot: Snapsho
 # in words
 
 
-def running(name: str, gpus: int = 1, where: str = "a", **rest: object) -> Pod:
-    return pod(name, gpus=gpus, node=where, **rest)  # type: ignore[arg-type]
-
-
-URGENT = pod("urgent", gpus=2, priority=10)
-
-
 def test_one_large_victim_is_better_than_two_small_ones() -> None:
     fleet = snapshot_of((node("a", gpus=4),), (running("s1"), running("s2"), running("large", 2)))
     assert victims(choose(URGENT, fleet)) == {"large"}
@@ -238,61 +203,6 @@ def test_smallest_sets_are_found_over_two_resources() -> None:
     assert victims(found) == {"gpu", "cpu"}
 
 
-def test_a_budget_is_kept_where_there_is_an_alternative_on_the_node() -> None:
-    protect = DisruptionBudget("default", "pdb", selector(app="db"), 1)
-    pods = [running(f"db{i}", labels={"app": "db"}, created=9) for i in range(2)]
-    fleet = snapshot_of((node("a", gpus=3),), (*pods, running("web", created=1)), budgets=(protect,))
-    assert len(victims(choose(URGENT, fleet)) & {"db0", "db1"}) == 1
-
-
-def test_a_budget_is_kept_where_there_is_an_alternative_on_another_node() -> None:
-    protect = DisruptionBudget("default", "pdb", selector(app="db"), 0)
-    pods = (running("db", 2, labels={"app": "db"}), running("web", 2, "b", priority=9))
-    fleet = snapshot_of((node("a", gpus=2), node("b", gpus=2)), pods, budgets=(protect,))
-    assert victims(choose(URGENT, fleet)) == {"web"}
-
-
-def test_a_budget_is_broken_where_there_is_no_alternative() -> None:
-    protect = DisruptionBudget("default", "pdb", selector(app="db"), 0)
-    fleet = snapshot_of((node("a", gpus=2),), (running("db", 2, labels={"app": "db"}),), budgets=(protect,))
-    found = choose(URGENT, fleet)
-    assert victims(found) == {"db"}
-    assert found is not None
-    assert found.cost.broken_budgets == 1
-
-
-def test_budgets_are_spent_once_in_a_decision() -> None:
-    """Two preemptors, one budget that lets one pod go: the second one turns to an unprotected pod."""
-    protect = DisruptionBudget("default", "pdb", selector(app="db"), 1)
-    pods = [
-        running("db0", labels={"app": "db"}),
-        running("db1", where="b", labels={"app": "db"}),
-        running("web", where="c", priority=5),
-        *(pod(f"new{i}", gpus=1, priority=10) for i in range(2)),
-    ]
-    found = plan([node(n, gpus=1) for n in "abc"], pods, budgets=(protect,))
-    assert evictions(found).keys() == {"db0", "web"}
-
-
-def test_a_pod_that_a_budget_counts_as_disrupted_already_costs_nothing() -> None:
-    protect = DisruptionBudget("default", "pdb", selector(app="db"), 0, frozenset({"default/db"}))
-    fleet = snapshot_of((node("a", gpus=2),), (running("db", 2, labels={"app": "db"}),), budgets=(protect,))
-    found = choose(URGENT, fleet)
-    assert found is not None
-    assert found.cost.broken_budgets == 0
-
-
-def test_a_budget_without_selector_and_one_of_another_namespace_protect_nothing() -> None:
-    others = (
-        DisruptionBudget("default", "none", None, 0),
-        DisruptionBudget("elsewhere", "pdb", selector(app="db"), 0),
-    )
-    fleet = snapshot_of((node("a", gpus=2),), (running("db", 2, labels={"app": "db"}),), budgets=others)
-    found = choose(URGENT, fleet)
-    assert found is not None
-    assert found.cost.broken_budgets == 0
-
-
 def test_a_whole_gang_ends_with_its_member() -> None:
     members = [running(f"g{i}", 2, n, gang=gang("g", 2)) for i, n in enumerate("ab")]
     fleet = snapshot_of((node("a", gpus=2), node("b", gpus=2)), tuple(members))
@@ -316,81 +226,6 @@ def test_a_pod_never_evicts_its_own_gang() -> None:
     mate = running("mate", 2, gang=gang("g", 2))
     fleet = snapshot_of((node("a", gpus=2),), (mate,))
     assert choose(msgspec.structs.replace(URGENT, gang=gang("g", 2)), fleet) is None
-
-
-def test_pods_that_are_ending_make_room_for_free() -> None:
-    pods = [running("ending", 2, priority=99, terminating=True), running("other", 2, "b"), URGENT]
-    found = plan([node("a", gpus=2), node("b", gpus=2)], pods)
-    assert not evictions(found)
-    assert nominations(found) == {"urgent": "a"}
-    assert reports(found) == {"urgent": ("WaitingForVictims",)}
-
-
-def test_two_preemptors_never_share_the_same_room() -> None:
-    pods = [running("v0", 2), running("v1", 2, "b")]
-    first, second = (msgspec.structs.replace(URGENT, name=name, uid=name) for name in ("u1", "u2"))
-    found = plan([node("a", gpus=2), node("b", gpus=2)], [*pods, first, second])
-    assert nominations(found) == {"u1": "a", "u2": "b"}
-    assert evictions(found) == {"v0": "default/u1", "v1": "default/u2"}
-
-
-def test_two_preemptors_may_share_what_one_victim_leaves() -> None:
-    first, second = (msgspec.structs.replace(URGENT, name=name, uid=name) for name in ("u1", "u2"))
-    found = plan([node("a", gpus=4)], [running("v", 4), first, second])
-    assert nominations(found) == {"u1": "a", "u2": "a"}
-    assert evictions(found) == {"v": "default/u1"}
-
-
-def test_nothing_is_bound_to_room_that_victims_have_not_left() -> None:
-    """The leftover of a victim's room is free when the victim is gone, not when it was chosen."""
-    found = plan([node("a", gpus=8)], [running("v", 8), pod("hi", gpus=1, priority=10), pod("lo", gpus=4)])
-    assert evictions(found) == {"v": "default/hi"}
-    assert not binds(found)
-
-
-@pytest.mark.parametrize("priority", [0, 10])
-def test_room_is_held_against_newcomers_of_lower_and_equal_priority(priority: int) -> None:
-    waiting = msgspec.structs.replace(URGENT, nominated_node="a", created=5.0)
-    newcomer = pod("newcomer", gpus=1, priority=priority, created=1.0)
-    victim = running("victim", 1, terminating=True)
-    found = plan([node("a", gpus=2)], [victim, waiting, newcomer])
-    assert not binds(found)
-    assert reports(found)["urgent"] == ("WaitingForVictims",)
-    assert "HeldForNominated" in reports(found)["newcomer"]
-
-
-def test_a_newcomer_of_higher_priority_takes_held_room() -> None:
-    waiting = msgspec.structs.replace(URGENT, nominated_node="a")
-    victim = running("victim", 1, terminating=True)
-    found = plan([node("a", gpus=2)], [victim, waiting, pod("newcomer", gpus=1, priority=11)])
-    assert binds(found) == {"newcomer": "a"}
-
-
-def test_a_newcomer_that_never_preempts_takes_no_held_room_whatever_its_priority() -> None:
-    waiting = msgspec.structs.replace(URGENT, nominated_node="a")
-    victim = running("victim", 1, terminating=True)
-    newcomer = pod("newcomer", gpus=1, priority=11, preempts=False)
-    found = plan([node("a", gpus=2), node("b", gpus=1)], [victim, waiting, newcomer])
-    assert binds(found) == {"newcomer": "b"}
-    found = plan([node("a", gpus=2)], [victim, waiting, newcomer])
-    assert not binds(found)
-    assert "HeldForNominated" in reports(found)["newcomer"]
-
-
-def test_the_pod_for_which_room_was_made_gets_it() -> None:
-    waiting = msgspec.structs.replace(URGENT, nominated_node="b")
-    found = plan([node("a", gpus=2), node("b", gpus=2)], [waiting])
-    assert binds(found) == {"urgent": "b"}
-
-
-def test_a_pod_whose_room_is_gone_looks_elsewhere_and_loses_its_nomination_at_last() -> None:
-    waiting = msgspec.structs.replace(URGENT, nominated_node="a")
-    taken = running("taken", 2, priority=99)
-    assert binds(plan([node("a", gpus=2), node("b", gpus=2)], [taken, waiting])) == {"urgent": "b"}
-    found = plan([node("a", gpus=2)], [taken, waiting])
-    assert nominations(found) == {"urgent": ""}
-    assert reports(found)["urgent"] == ("InsufficientResource", "NoVictims")
-    assert nominations(plan([], [waiting])) == {"urgent": ""}
 
 
 def test_preemption_policy_never() -> None:

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SUBJECTS = ("trial", "search", "cycle", "preemption", "scheduling_over_time", "explain", "snapshot_builder")
+SUBJECTS = (
+    "trial",
+    "search",
+    "cycle",
+    "preemption",
+    "scheduling_over_time",
+    "explain",
+    "changes",
+    "holders",
+    "snapshot_builder",
+    "assumed_decisions",
+)
 
 
 @pytest.mark.full

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.unit.test_scheduling_writers import REFUSED, Server, Story, run
-from tests.unit.test_snapshot_builder import machine, manifest
+from tests.unit.watched import machine, manifest
 
 from gpufleet.kube import objects
 from gpufleet.kube.informers import Change

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.unit.test_snapshot_builder import manifest
+from tests.unit.watched import manifest
 
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.plans import Bind, BindVolume, Evict, Nominate, Plan, SelectNode

@@ -2,7 +2,7 @@
 
 The cluster's authority signs servers and clients of the API, the front proxy's authority signs what the API
 server shows to aggregated APIs, and etcd has its own, so that no client of the cluster can open etcd (the
-separation that kubeadm makes). Everything is reused as long as it is valid, fits what is asked for now
+separation that kubeadm makes). Everything is reused as long as it is valid, fits what is asked for
 (names, addresses) and does not expire soon; the key pair that signs service account tokens is never replaced,
 because tokens outlive it.
 

@@ -173,7 +173,7 @@ class Nominations:
         return (unit.needed, unit.nominated, *asked)
 
     def _hold_for_others(self, unit: Unit) -> bool:
-        """Hold, for now, what the unit must leave to others; whether there is anything."""
+        """Hold what the unit must leave to others; whether there is anything."""
         respected = self._respected(unit)
         for pod in respected:
             hold(pod, pod.nominated_node, self._trial)

@@ -133,7 +133,7 @@ class SimulatedNode:
         return self.devices is not before
 
     def resize_refusal(self, pod: objects.Pod) -> Rejection | None:
-        """Why the resources that a running pod asks for now cannot be granted beside the others."""
+        """Why the resources that a running pod asks for anew cannot be granted beside the others."""
         value = _asking(pod)
         return refuses(value, self._value, self._others(value))
 

@@ -14,7 +14,7 @@ import pytest
 from tests.contract.servers import free_port
 from tests.contract.simnodes.fleet import FLEET, Cluster, Opening, is_ready, manifest, until
 
-from gpufleet.kube.kinds import CONFIG_MAPS, NODES, SECRETS
+from gpufleet.kube.kinds import CONFIG_MAPS, NODES, PODS, SECRETS
 from gpufleet.kube.objects import Node, Pod
 
 PROCESS = {"gpufleet.dev/runtime": "process"}
@@ -385,3 +385,32 @@ async def test_a_regular_stop_ends_all_processes_and_the_next_start_restarts_the
             return status.restart_count == 1 and status.ready
 
         await until(restarted)
+
+
+@pytest.mark.parametrize(("policy", "command", "restarts", "runs"), [
+    ("Never", "echo up; exit 3", 0, 1), ("Always", "echo up; sleep 300", 1, 2),
+])  # fmt: skip
+async def test_an_attempt_that_ran_before_its_status_was_written_is_not_run_again(
+    cluster: Opening, policy: str, command: str, restarts: int, runs: int
+) -> None:
+    async with cluster as c:
+        pod = await c.bind(process("p", command, restartPolicy=policy), "cpu-0")
+        await until(lambda: _logged(c, "p", "up"))
+        await asyncio.to_thread(cluster.fleet.stop)
+        status = (await c.pod("p")).status
+        unwritten = {"name": "main", "image": "i", "imageID": "", "ready": False, "restartCount": 0}
+        unwritten["state"] = {"waiting": {"reason": "ContainerCreating"}}
+        patch = {"phase": "Pending", "startTime": status.start_time, "containerStatuses": [unwritten]}
+        await c.client.patch(PODS, "p", {"status": patch}, c.namespace, subresource="status", type=Pod)
+        await asyncio.to_thread(cluster.fleet.start)
+
+        async def told() -> bool:
+            status = (await c.pod("p")).status.container_statuses[0]
+            ended = status.state.terminated
+            return status.restart_count == restarts and (
+                status.ready or (ended is not None and ended.exit_code == 3)
+            )
+
+        await until(told)
+        logs = cluster.fleet.state.glob(f"pods/*_{pod.metadata.uid}/main/*.log")
+        assert sum(log.read_text().count("up") for log in logs) == runs

@@ -110,11 +110,15 @@ class ProcessRuntime:
             await asyncio.wait(self._lives, timeout=SHUTDOWN_GRACE_S + 2)
 
     def start(self, pod: PodRun, container: str, attempt: int, devices: tuple[str, ...]) -> None:
-        """Start a container, or take it over where it runs already."""
+        """Start a container, take it over where it runs already, or tell how it ended where it has run."""
         mark = Mark(pod.uid, container, attempt)
         group = self._found.pop(mark, None)
+        code = self._folder(pod, container).exit_code(attempt)
         if group is not None:
             self._play(pod, mark, self._continue(pod, mark, group, devices, started=True))
+        elif code is not None:
+            for event in (Started(container, attempt), Exited(container, attempt, code)):
+                asyncio.get_running_loop().call_soon(self._tell, pod.uid, event)
         else:
             self._play(pod, mark, self._begin(pod, mark, devices))
 

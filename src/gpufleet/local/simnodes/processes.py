@@ -189,7 +189,6 @@ def _spawn(
         raise GpufleetError(reason="RunContainerError", message=text)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.exit(mark.attempt).unlink(missing_ok=True)
         with folder.log(mark.attempt).open("ab") as output:
             return subprocess.Popen(
                 ["/bin/sh", "-c", _SHIM, str(folder.exit(mark.attempt)), program, *command[1:]],

@@ -20,6 +20,7 @@ CHECKS = {
     "lint": ("ruff", "check", *SOURCES),
     "import contracts": ("lint-imports",),
     "reference is generated": ("python", "-m", "tools.reference", "--check"),
+    "protocols are generated": ("python", "-m", "tools.protocols", "--check"),
     "everything public is documented": ("python", "-m", "tools.public"),
     "links in docs": ("python", "-m", "tools.links"),
     "locks follow pyproject": ("python", "-m", "tools.locks"),

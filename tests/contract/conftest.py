@@ -21,12 +21,14 @@ _names = itertools.count()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run `async def` tests in an event loop of their own, for a bounded time."""
+    """Run `async def` tests in an event loop of their own, for as long as `timeout` allows, or a minute."""
     if not asyncio.iscoroutinefunction(pyfuncitem.obj):
         return None
     wanted = pyfuncitem._fixtureinfo.argnames
     arguments = {name: pyfuncitem.funcargs[name] for name in wanted}
-    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), TEST_SECONDS))
+    marker = pyfuncitem.get_closest_marker("timeout")
+    seconds = marker.args[0] if marker else TEST_SECONDS
+    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), seconds))
     return True
 
 

@@ -1,103 +1,75 @@
-"""The ledger is only a cache of the snapshot: kept up to date, it equals one that is built anew."""
+"""The ledger: the kubelet's account of devices, with what it does not say for a moment."""
 
 from __future__ import annotations
 
-import msgspec
-from hypothesis import given
-from hypothesis import strategies as st
-from tests.unit.fleets import GPU, HOST, ledger, near, node, pod
+from gpufleet.devices.ledger import BoundPod, allocations, holders
+from gpufleet.kube.gpunode import GPUAllocation
+from gpufleet.kube.kubelet.pod_resources import ContainerDevices, HeldDevices, PodDevices
 
-from gpufleet.fleet.pods import HostPort, Pod
-from gpufleet.fleet.snapshot import Snapshot
-from gpufleet.scheduling.ledger import Ledger, NodeAccount, account_of
-
-NODES = [node("a", gpus=8), node("b", gpus=4), node("c")]
-SHAPES = [
-    pod("1", gpus=2),
-    pod("2", gpus=1, host_ports=[80]),
-    pod("3", cpu="2", anti_affinity=[near(HOST, app="x")]),
-]
-
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["pod", "gone", "node", "no node", "build"]), st.integers(0, 5), st.integers(0, 2)
-    ),
-    max_size=40,
-)
+GPU = "nvidia.com/gpu"
+SHARED = "nvidia.com/gpu.shared"
+OURS = frozenset({GPU, SHARED})
+A = BoundPod("team", "a", "uid-a")
+B = BoundPod("team", "b", "uid-b")
 
 
-def contents(found: Ledger) -> dict[str, NodeAccount]:
-    return {name: found.accounts[name] for name in sorted(found.accounts)}
+def account(pod: BoundPod, *ids: str, resource: str = GPU) -> PodDevices:
+    return PodDevices(pod.namespace, pod.name, (ContainerDevices("main", (HeldDevices(resource, ids),)),))
 
 
-@given(STEPS)
-def test_a_ledger_that_is_kept_up_to_date_equals_a_rebuild(steps: list[tuple[str, int, int]]) -> None:
-    """Whoever keeps a snapshot replaces the inner mapping of a node when something changes there."""
-    snapshot, kept = Snapshot(nodes={n.name: n for n in NODES}), None
-    for step, number, where in steps:
-        place = NODES[where]
-        here = {k: p for k, p in snapshot.pods_by_node.get(place.name, {}).items() if p.name != str(number)}
-        nodes, by_node = dict(snapshot.nodes), dict(snapshot.pods_by_node)
-        match step:
-            case "pod":
-                new = msgspec.structs.replace(SHAPES[number % 3], name=str(number), node=place.name)
-                by_node[place.name] = {**here, new.key: new}
-            case "gone":
-                by_node[place.name] = here
-            case "node":
-                nodes[place.name] = msgspec.structs.replace(place, allocatable={GPU: number})
-            case "no node":
-                nodes.pop(place.name, None)
-            case _:
-                kept = Ledger.build(snapshot, kept)
-        snapshot = msgspec.structs.replace(snapshot, nodes=nodes, pods_by_node=by_node)
-    assert contents(Ledger.build(snapshot, kept)) == contents(Ledger.build(snapshot))
+def entry(pod: BoundPod, *devices: str, resource: str = GPU, ids: tuple[str, ...] = ()) -> GPUAllocation:
+    return GPUAllocation(
+        namespace=pod.namespace,
+        pod=pod.name,
+        pod_uid=pod.uid,
+        container="main",
+        resource=resource,
+        devices=devices,
+        ids=ids,
+    )
 
 
-def test_accounts_of_nodes_without_changes_are_kept() -> None:
-    before = ledger(NODES, [pod("1", gpus=2, node="a")])
-    after = Ledger.build(before.snapshot, before)
-    assert all(after.accounts[name] is account for name, account in before.accounts.items())
+def test_the_kubelets_account_is_told_with_the_uids_of_pods() -> None:
+    listed = [account(B, "GPU-2"), account(A, "GPU-0", "GPU-1")]
+    found = allocations(listed, [A, B], (), OURS)
+    assert found == (entry(A, "GPU-0", "GPU-1"), entry(B, "GPU-2"))
 
 
-@given(st.lists(st.sampled_from(SHAPES), unique_by=lambda p: p.name), st.sampled_from(SHAPES))
-def test_an_account_that_grew_equals_one_computed_from_its_pods(before: list[Pod], new: Pod) -> None:
-    there = {p.key: p for p in before if p.key != new.key}
-    grown = account_of(NODES[0], there).with_pod(new)
-    assert grown == account_of(NODES[0], {**there, new.key: new})
-    assert grown.without([new.key]) == account_of(NODES[0], there)
+def test_replicas_are_told_by_their_gpu_and_by_their_id() -> None:
+    listed = [account(A, "GPU-0::1", "GPU-0::2", resource=SHARED)]
+    found = allocations(listed, [A], (), OURS)
+    assert found == (entry(A, "GPU-0", resource=SHARED, ids=("GPU-0::1", "GPU-0::2")),)
 
 
-def test_a_terminating_pod_holds_what_it_holds() -> None:
-    account = account_of(NODES[0], {p.key: p for p in SHAPES}).ending([SHAPES[1].key])
-    assert account.free(GPU) == 8 - 3
-    assert account.ports == (HostPort(80),)
-    assert [p.name for p in account.pods.values() if p.terminating] == ["2"]
-    assert account.anti_affine == (SHAPES[2],)
+def test_what_others_issue_is_not_ours_to_tell() -> None:
+    assert allocations([account(A, "rdma0", resource="rdma/hca")], [A], (), OURS) == ()
 
 
-def test_a_fork_changes_alone() -> None:
-    original = ledger(NODES, [pod("1", gpus=2, node="a")])
-    before = dict(original.accounts)
-    fork = original.fork()
-    fork.place(pod("2", gpus=6), "a")
-    fork.end("a", ["default/1"])
-    fork.remove("a", ["default/1"])
-    fork.promised_volumes["pv"] = "default/data"
-    assert original.accounts == before
-    assert not original.promised_volumes
-    assert fork.accounts["a"].free(GPU) == 2
+def test_a_pod_that_the_kubelet_does_not_list_yet_keeps_its_record_while_it_lives() -> None:
+    before = (entry(A, "GPU-0"), entry(B, "GPU-1"))
+    assert allocations([], [A, B], before, OURS) == before
+    assert allocations([PodDevices("team", "a")], [A, B], before, OURS) == before
+    assert allocations([], [A], before, OURS) == before[:1]
 
 
-def test_promised_volumes_are_shared_with_nobody_even_while_there_are_none() -> None:
-    promised: dict[str, str] = {}
-    first = Ledger(Snapshot(), {}, promised)
-    first.promised_volumes["pv"] = "default/data"
-    assert promised == {"pv": "default/data"}
-    assert not Ledger(Snapshot(), {}).promised_volumes
-    assert not first.fork().fork().promised_volumes.keys() - {"pv"}
+def test_a_pod_that_is_over_or_unknown_holds_nothing() -> None:
+    over = BoundPod("team", "a", "uid-a", over=True)
+    listed = [account(A, "GPU-0"), account(B, "GPU-1")]
+    assert allocations(listed, [over], (entry(A, "GPU-0"),), OURS) == ()
 
 
-def test_a_node_without_a_resource_has_none_free_and_an_overcommitted_one_less_than_none() -> None:
-    account = account_of(node("a", gpus=1), {p.key: p for p in [pod("1", gpus=2), pod("2")]})
-    assert (account.free("example.com/other"), account.free(GPU)) == (0, -1)
+def test_a_pod_of_the_same_name_is_another_pod() -> None:
+    again = BoundPod("team", "a", "uid-again")
+    before = (entry(A, "GPU-0"),)
+    assert allocations([], [again], before, OURS) == ()
+    assert allocations([account(again, "GPU-3")], [again], before, OURS) == (entry(again, "GPU-3"),)
+
+
+def test_a_swap_is_followed() -> None:
+    before = (entry(A, "GPU-0"),)
+    assert allocations([account(A, "GPU-5")], [A], before, OURS) == (entry(A, "GPU-5"),)
+
+
+def test_a_shared_gpu_has_several_holders() -> None:
+    both = (entry(A, "GPU-0", resource=SHARED), entry(B, "GPU-0", resource=SHARED))
+    assert holders(both) == {"GPU-0": both}

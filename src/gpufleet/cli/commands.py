@@ -14,6 +14,7 @@ COMMANDS = {
     "top": ("gpufleet.cli.top", "Who uses which GPU, and how much"),
     "why": ("gpufleet.cli.why", "Why a pod is pending or where it runs, who holds the GPUs, what would help"),
     "logs": ("gpufleet.cli.logs", "The output of a pod's container"),
+    "mig": ("gpufleet.cli.mig", "What GPUs can be cut into, and how to get there"),
     "version": ("gpufleet.cli.version", "Versions of gpufleet, Python and the control plane"),
     "completion": ("gpufleet.cli.completion", "Tab completion for bash, zsh and fish"),
 }
@@ -22,7 +23,7 @@ COMMANDS = {
 SECTIONS = {
     "A fleet on this machine": ("up", "down", "status", "kubeconfig"),
     "Any cluster": ("top", "why", "logs"),
-    "Other": ("version", "completion"),
+    "Other": ("mig", "version", "completion"),
 }
 
 EXIT_CODES = {

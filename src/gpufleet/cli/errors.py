@@ -112,6 +112,8 @@ def _usage_message(error: click.UsageError) -> str:
     """The sentence of click, the way ours are written: no capital, no full stop, no guess (the hint has
     that).
     """
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and isinstance(error.ctx.command, click.Group):
+        return f"what to do is missing: {', '.join(error.ctx.command.list_commands(error.ctx))}"
     text = error.message if isinstance(error, click.NoSuchOption) else error.format_message()
     text = text.strip().removesuffix(".")
     return text[:1].lower() + text[1:]

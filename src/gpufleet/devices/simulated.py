@@ -8,25 +8,19 @@ replica (`GPU-...::0`, as NVIDIA's device plugin names them). UUIDs follow from 
 
 from __future__ import annotations
 
-import math
-import uuid as uuids
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from gpufleet.devices.loads import Load, phase_of, power_w, stable_uuid
 from gpufleet.fleet import mig
 from gpufleet.fleet.products import Product
 
 GPU_RESOURCE = "nvidia.com/gpu"
 SHARED_RESOURCE = "nvidia.com/gpu.shared"
 
-_NAMESPACE = uuids.UUID("6a3b1a52-3c64-5d0f-9f0e-6f70756c6565")
-_BUSY = 0.94
 _SHARE_LOAD = 0.4
-_UTIL_SECONDS, _MEMORY_SECONDS, _HEAT_SECONDS = 4.0, 2.0, 60.0
-_SETTLED = 0.03
-_IDLE_C, _HOT_C = 31.0, 43.0
-_IDLE_POWER, _DRIVER_MEMORY = 0.1, 0.006
+_DRIVER_MEMORY = 0.006
 
 
 class Instance(msgspec.Struct, frozen=True):
@@ -112,34 +106,6 @@ class Reading(msgspec.Struct, frozen=True):
     power_w: int
 
 
-class Load(msgspec.Struct, frozen=True):
-    """Where a GPU's utilisation, memory and heat (0..1) stood at `since`, and where they go from there."""
-
-    util: float = 0.0
-    memory: float = 0.0
-    heat: float = 0.0
-    target: float = 0.0
-    since: float = 0.0
-
-    def at(self, now: float) -> Load:
-        """The same load at a later time."""
-        return Load(
-            self._towards(self.util, now, _UTIL_SECONDS),
-            self._towards(self.memory, now, _MEMORY_SECONDS),
-            self._towards(self.heat, now, _HEAT_SECONDS),
-            self.target,
-            max(now, self.since),
-        )
-
-    def settled(self, now: float) -> bool:
-        """Whether utilisation and memory are where they go; heat follows for minutes."""
-        later = self.at(now)
-        return max(abs(later.util - self.target), abs(later.memory - self.target)) < _SETTLED
-
-    def _towards(self, level: float, now: float, seconds: float) -> float:
-        return self.target + (level - self.target) * math.exp(-max(0.0, now - self.since) / seconds)
-
-
 def device_of(device_id: str) -> str:
     """The UUID of a device id, without the number of the replica."""
     return device_id.partition("::")[0]
@@ -223,16 +189,13 @@ class NodeDevices(msgspec.Struct, frozen=True):
 
     def reading(self, device: Device, now: float) -> Reading:
         """What the sensors of a GPU say at a time."""
-        load = self.loads.get(device.uuid, Load()).at(now)
-        phase = (int(device.uuid[-6:], 16) % 628) / 100
-        wave = 1 + 0.05 * math.sin(now / 11 + phase)
-        util = min(1.0, _BUSY * load.util * wave)
-        idle = device.product.power_w * _IDLE_POWER
+        load = self.loads.get(device.uuid) or Load(phase=phase_of(device.uuid))
+        util = load.utilisation(now)
         return Reading(
             util_percent=round(100 * util),
-            memory_used_mib=round(device.product.memory_mib * (_DRIVER_MEMORY + 0.86 * load.memory)),
-            temperature_c=round(_IDLE_C + _HOT_C * load.heat + 2 * math.sin(now / 37 + phase)),
-            power_w=round(idle + (device.product.power_w - idle) * 0.9 * util),
+            memory_used_mib=round(device.product.memory_mib * (_DRIVER_MEMORY + 0.86 * load.at(now).memory)),
+            temperature_c=round(load.temperature_c(now)),
+            power_w=round(power_w(device.product.power_w, util)),
         )
 
     def settled(self, now: float) -> bool:
@@ -260,10 +223,9 @@ class NodeDevices(msgspec.Struct, frozen=True):
         loads = {}
         held = {one for holding in holdings for one in holding.ids}
         for device in self.devices:
-            load, target = self.loads.get(device.uuid, Load(since=now)), _target(device, held)
-            if load.target != target:
-                load = msgspec.structs.replace(load.at(now), target=target)
-            loads[device.uuid] = load
+            load = self.loads.get(device.uuid) or Load(since=now, phase=phase_of(device.uuid))
+            target = _target(device, held)
+            loads[device.uuid] = load.turned(now, target, target)
         return msgspec.structs.replace(self, holdings=holdings, loads=loads)
 
 
@@ -305,7 +267,7 @@ def make_devices(
     devices = tuple(
         Device(
             index,
-            f"GPU-{_uuid(fleet, node, index)}",
+            f"GPU-{stable_uuid(fleet, node, index)}",
             product,
             None if profiles is None else _instances(f"{fleet}/{node}", index, product, profiles),
             replicas,
@@ -319,7 +281,7 @@ def _instances(where: str, index: int, product: Product, profiles: Sequence[str]
     geometry = mig.geometry_of(product)
     return tuple(
         Instance(
-            f"MIG-{_uuid(where, index, placement.start, placement.profile)}",
+            f"MIG-{stable_uuid(where, index, placement.start, placement.profile)}",
             placement.profile,
             placement.start,
             placement.size,
@@ -328,7 +290,3 @@ def _instances(where: str, index: int, product: Product, profiles: Sequence[str]
         )
         for placement in mig.cut(geometry, profiles)
     )
-
-
-def _uuid(*parts: object) -> uuids.UUID:
-    return uuids.uuid5(_NAMESPACE, "/".join(str(part) for part in parts))

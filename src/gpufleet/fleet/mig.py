@@ -43,6 +43,16 @@ class Placement(msgspec.Struct, frozen=True, order=True):
     size: int
     profile: str
 
+    @property
+    def mask(self) -> int:
+        """Its memory slices as bits."""
+        return _mask(self.start, self.size)
+
+    @property
+    def text(self) -> str:
+        """As people write it: `1g.10gb@0`."""
+        return f"{self.profile}@{self.start}"
+
 
 class Geometry(msgspec.Struct, frozen=True):
     """All profiles of one kind of GPU with `slots` memory slices."""
@@ -57,8 +67,12 @@ class Geometry(msgspec.Struct, frozen=True):
         return max(profile.compute for profile in self.profiles.values())
 
     def profile(self, name: str) -> Profile:
-        """The profile of a name; raises GpufleetError (UnknownMigProfile)."""
-        found = self.profiles.get(name)
+        """The profile of a name, a `+` in it perhaps written as `.`; raises GpufleetError
+        (UnknownMigProfile).
+        """
+        found = self.profiles.get(name) or next(
+            (one for one in self.profiles.values() if dotted(one.name) == name), None
+        )
         if found is None:
             raise GpufleetError(
                 reason="UnknownMigProfile",
@@ -142,7 +156,7 @@ def place(
         return None
     occupied = 0
     for placement in kept:
-        occupied |= _mask(placement.start, placement.size)
+        occupied |= placement.mask
     starts = _search(occupied, tuple((p.size, p.starts) for p in wanted))
     if starts is None:
         return None
@@ -202,7 +216,7 @@ def layout(geometry: Geometry, name: str) -> tuple[str, ...]:
         ones, twos, threes = (_plain(geometry, compute) for compute in (1, 2, 3))
         return tuple(sorted([*ones, *ones, *twos, *threes]))
     for profile in geometry.profiles.values():
-        if name in (f"all-{profile.name}", f"all-{profile.name.replace('+', '.')}"):
+        if name in (f"all-{profile.name}", f"all-{dotted(profile.name)}"):
             return (profile.name,) * profile.limit
     known = ["all-balanced", "all-enabled", *(f"all-{profile}" for profile in geometry.profiles)]
     raise GpufleetError(
@@ -217,9 +231,14 @@ def _plain(geometry: Geometry, compute: int) -> list[str]:
     return [min(matches, key=lambda p: p.size).name] if matches else []
 
 
+def dotted(profile: str) -> str:
+    """A profile as label values, resources and layouts write it: a `+` becomes a dot."""
+    return profile.replace("+", ".")
+
+
 def mig_resource(profile: str) -> str:
-    """The extended resource of a profile: `nvidia.com/mig-1g.10gb`; a `+` becomes a dot."""
-    return MIG_RESOURCE_PREFIX + profile.replace("+", ".")
+    """The extended resource of a profile: `nvidia.com/mig-1g.10gb`."""
+    return MIG_RESOURCE_PREFIX + dotted(profile)
 
 
 def summary(profiles: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import ApiError, Client
+from gpufleet.kube.gpunode_writes import create_gpu_node
 from gpufleet.kube.informers import Change
 from gpufleet.kube.kinds import GPU_NODES, LEASES, NODES
 from gpufleet.kube.objects import Node, PartialObject
@@ -34,7 +35,7 @@ from gpufleet.local.simnodes.machines import (
     numbered,
 )
 from gpufleet.local.simnodes.node import SimulatedNode
-from gpufleet.local.simnodes.reporting import LARGE_FLEET, create_gpu_node
+from gpufleet.local.simnodes.reporting import LARGE_FLEET
 from gpufleet.local.simnodes.workers import Workers
 
 log = logging.getLogger("gpufleet.local.simnodes")
@@ -129,7 +130,7 @@ class Registration:
         else:
             await self._adopt(node, existing)
         node.observe(existing)
-        await create_gpu_node(self._client, node)
+        await create_gpu_node(self._client, node.name, node.uid)
         await self._renew(node)
 
     async def _create(self, node: SimulatedNode) -> Node:

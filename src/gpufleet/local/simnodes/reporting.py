@@ -15,8 +15,9 @@ import msgspec
 
 from gpufleet.devices import report
 from gpufleet.kube.client import ApiError, Client
-from gpufleet.kube.gpunode import GPUNodeStatus, StartPhase, status_patch
-from gpufleet.kube.kinds import GPU_NODES, NODES, PODS
+from gpufleet.kube.gpunode import GPUNodeStatus, StartPhase
+from gpufleet.kube.gpunode_writes import write_gpu_node_status
+from gpufleet.kube.kinds import NODES, PODS
 from gpufleet.kube.objects import Condition, PartialObject
 from gpufleet.kube.times import format_time
 from gpufleet.kube.workqueue import WorkQueue
@@ -168,13 +169,8 @@ class RecordWriter:
         if not node.present:
             return
         pending, status = frozenset(node.recording), self._status(node)
-        try:
-            await self._patch(name, status)
-        except ApiError as error:
-            if not error.not_found:
-                raise
-            await create_gpu_node(self._client, node)
-            await self._patch(name, status)
+        await write_gpu_node_status(self._client, name, node.uid, status)
+        metrics.RECORDS.inc()
         before = self._last.get(name)
         self._last[name] = status
         if not node.devices.settled(self._clock()):
@@ -184,12 +180,6 @@ class RecordWriter:
         for uid in pending & node.recording:
             node.recording.discard(uid)
             self._recorded(uid)
-
-    async def _patch(self, name: str, status: GPUNodeStatus) -> None:
-        await self._client.patch(
-            GPU_NODES, name, status_patch(status), subresource="status", type=PartialObject
-        )
-        metrics.RECORDS.inc()
 
     async def _offer(self, node: SimulatedNode, before: GPUNodeStatus, status: GPUNodeStatus) -> None:
         """Tell the Node object too, as a kubelet does when a device plugin reports a change of health."""
@@ -240,14 +230,3 @@ def _moved(last: GPUNodeStatus, now: GPUNodeStatus) -> bool:
         if abs(old.memory_used_mib - new.memory_used_mib) > old.memory_mib // 50:
             return True
     return False
-
-
-async def create_gpu_node(client: Client, node: SimulatedNode) -> None:
-    """Create the empty GPUNode of a node, owned by its Node, unless it exists."""
-    owner = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}
-    body = {"metadata": {"name": node.name, "ownerReferences": [owner]}, "spec": {}}
-    try:
-        await client.create(GPU_NODES, body, type=PartialObject)
-    except ApiError as error:
-        if not error.already_exists:
-            raise

@@ -1,0 +1,94 @@
+"""What an agent says in its `GPUNode`: a pure function of what was observed, offered, held and measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from gpufleet.devices.backend import Sample
+from gpufleet.devices.device_health import Health
+from gpufleet.devices.feature_labels import label_value
+from gpufleet.devices.inventory import GPU, Inventory
+from gpufleet.fleet import mig
+from gpufleet.kube.gpunode import (
+    GPUAllocation,
+    GPUDevice,
+    GPUInstance,
+    GPUNodeStatus,
+    GPUResource,
+    GPUSummary,
+)
+
+_READINGS = {
+    "util_percent": "DCGM_FI_DEV_GPU_UTIL",
+    "memory_used_mib": "DCGM_FI_DEV_FB_USED",
+    "temperature_c": "DCGM_FI_DEV_GPU_TEMP",
+    "power_w": "DCGM_FI_DEV_POWER_USAGE",
+}
+
+
+def node_status(
+    inventory: Inventory,
+    health: Health,
+    quarantined: frozenset[str],
+    resources: Iterable[GPUResource],
+    allocations: Iterable[GPUAllocation],
+    samples: Iterable[Sample],
+) -> GPUNodeStatus:
+    """Summary, devices, resources and allocations; the rest of the status says how the agent itself is."""
+    held = tuple(allocations)
+    measured = {sample.uuid: sample.values for sample in samples if sample.instance is None}
+    reasons = {
+        gpu.uuid: health[gpu.uuid].reason
+        if gpu.uuid in health
+        else ("Quarantined" if gpu.uuid in quarantined else "")
+        for gpu in inventory.gpus
+    }
+    return GPUNodeStatus(
+        summary=_summary(inventory, reasons, {uuid for one in held for uuid in one.devices}),
+        devices=tuple(_device(gpu, reasons[gpu.uuid], measured.get(gpu.uuid, {})) for gpu in inventory.gpus),
+        resources=tuple(resources),
+        allocations=held,
+    )
+
+
+def _summary(inventory: Inventory, reasons: Mapping[str, str], held: set[str]) -> GPUSummary:
+    products = Counter(label_value(gpu.name) for gpu in inventory.gpus if gpu.name)
+    profiles = [one.profile for gpu in inventory.gpus for one in gpu.instances]
+    enabled = any(gpu.mig == "on" for gpu in inventory.gpus)
+    return GPUSummary(
+        product=products.most_common(1)[0][0] if products else "",
+        gpus=len(inventory.gpus),
+        allocated=sum(not held.isdisjoint(_parts(gpu)) for gpu in inventory.gpus),
+        unhealthy=sum(bool(reason) for reason in reasons.values()),
+        mig=(mig.summary(profiles) or "on") if enabled else "off",
+    )
+
+
+def _parts(gpu: GPU) -> set[str]:
+    """Everything of a GPU that a container can hold."""
+    return {gpu.uuid, *(part.uuid for one in gpu.instances for part in one.compute)}
+
+
+def _device(gpu: GPU, reason: str, values: Mapping[str, float]) -> GPUDevice:
+    return GPUDevice(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        product=label_value(gpu.name),
+        memory_mib=gpu.memory_mib,
+        healthy=not reason,
+        reason=reason,
+        mig_enabled=gpu.mig == "on",
+        instances=tuple(
+            GPUInstance(
+                uuid=one.whole.uuid,
+                profile=one.profile,
+                start=one.start,
+                size=one.size,
+                healthy=not reason,
+            )
+            for one in gpu.instances
+            if one.whole is not None
+        ),
+        **{field: round(values.get(metric, 0)) for field, metric in _READINGS.items()},
+    )

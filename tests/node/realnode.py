@@ -1,0 +1,251 @@
+"""A real kubelet with containerd and runc beside it: its own folders, its own sockets, ended by pid.
+
+What a machine needs is Debian's containerd, runc, containernetworking-plugins and busybox-static, and root.
+Images come from no registry: the one image is busybox, also for the sandbox. The kubelet's folder of device
+plugins has a fixed path, so both programs live in a mount namespace of their own in which that path is ours;
+the namespace takes every mount with it when it goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+from tests.contract.simnodes.fleet import KubeletControlPlane
+
+IMAGE = "gpufleet.test/busybox:1"
+_DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
+_READY_WITHIN = 60.0
+
+
+def why_not() -> str:
+    """Why no real node can run on this machine; empty when one can."""
+    if os.geteuid() != 0:
+        return "a real kubelet needs root"
+    missing = [
+        name
+        for name in ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox")
+        if not _found(name)
+    ]
+    if cni_folder() is None:
+        missing.append("CNI plugins")
+    return f"missing for a real node: {', '.join(missing)}" if missing else ""
+
+
+def _found(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/bin")
+
+
+def cni_folder() -> Path | None:
+    """Where the CNI plugins lie. The node has a loopback network only: its pods use the host's."""
+    for folder in (Path("/usr/lib/cni"), Path("/opt/cni/bin")):
+        if (folder / "loopback").exists():
+            return folder
+    return None
+
+
+def image_archive() -> bytes:
+    """The image as a docker archive: one layer with a static busybox and its applets."""
+    busybox = _found("busybox")
+    assert busybox is not None
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for name in ("bin", "tmp", "etc", "dev", "proc", "sys"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        tar.add(busybox, "bin/busybox")
+        for applet in ("sh", "sleep", "env", "cat", "ls", "echo", "true"):
+            entry = tarfile.TarInfo(f"bin/{applet}")
+            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(entry)
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Cmd": ["/bin/sleep", "2147483"], "Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(layer.getvalue())}"]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, content in (
+            ("layer.tar", layer.getvalue()),
+            ("config.json", json.dumps(config).encode()),
+            ("manifest.json", json.dumps(manifest).encode()),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return archive.getvalue()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class RealNode:
+    """containerd and a kubelet as child processes; the node's name is `name`."""
+
+    def __init__(self, folder: Path, plane: KubeletControlPlane, kubelet: Sequence[str], name: str) -> None:
+        self.folder = folder
+        self.plane = plane
+        self.name = name
+        self.kubelet_root = folder / "kubelet"
+        self.device_plugins = folder / "device-plugins"
+        self.pod_resources = self.kubelet_root / "pod-resources" / "kubelet.sock"
+        self.pod_logs = folder / "pod-logs"
+        self._kubelet_command = kubelet
+        self._socket = folder / "containerd.sock"
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start both; the node is Ready about a second later."""
+        for path in (self.device_plugins, _DEVICE_PLUGINS):
+            path.mkdir(parents=True, exist_ok=True)
+        script = f"mount --bind {self.device_plugins} {_DEVICE_PLUGINS} && echo ready && exec sleep infinity"
+        command = ["unshare", "--mount", "--propagation=private", "sh", "-c", script]
+        self._spawn("namespace", command)
+        self._until(lambda: "ready" in self.log("namespace"), "namespace")
+        self._start_containerd()
+        self.start_kubelet()
+
+    def _start_containerd(self) -> None:
+        cni = self.folder / "cni"
+        cni.mkdir()
+        conflist = {
+            "cniVersion": "0.4.0",
+            "name": "gpufleet",
+            "plugins": [{"type": "loopback"}],
+        }
+        (cni / "10-gpufleet.conflist").write_text(json.dumps(conflist))
+        config = self.folder / "containerd.toml"
+        config.write_text(
+            f"""version = 2
+root = "{self.folder / "containerd"}"
+state = "{self.folder / "containerd-state"}"
+oom_score = 0
+[grpc]
+  address = "{self._socket}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{IMAGE}"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "{cni_folder()}"
+  conf_dir = "{cni}"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  snapshotter = "native"
+"""
+        )
+        self._spawn("containerd", [str(_found("containerd")), "--config", str(config)])
+        self._until(self._socket.exists, "containerd")
+        archive = self.folder / "image.tar"
+        archive.write_bytes(image_archive())
+        self._until(lambda: self._ctr("version"), "containerd")
+        assert self._ctr("-n", "k8s.io", "images", "import", str(archive)), self.log("containerd")[-2000:]
+
+    def start_kubelet(self) -> None:
+        """Start the kubelet."""
+        self.kubelet_root.mkdir(exist_ok=True)
+        config = self.folder / "kubelet.json"
+        config.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "kubelet.config.k8s.io/v1beta1",
+                    "kind": "KubeletConfiguration",
+                    "containerRuntimeEndpoint": f"unix://{self._socket}",
+                    "cgroupDriver": "cgroupfs",
+                    "failCgroupV1": False,
+                    "failSwapOn": False,
+                    "enforceNodeAllocatable": [],
+                    "localStorageCapacityIsolation": False,
+                    "imageGCHighThresholdPercent": 100,
+                    "address": "127.0.0.1",
+                    "port": 0,
+                    "healthzPort": 0,
+                    "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
+                    "authorization": {"mode": "AlwaysAllow"},
+                    "nodeStatusUpdateFrequency": "1s",
+                    "podLogsDir": str(self.pod_logs),
+                }
+            )
+        )
+        self._spawn(
+            "kubelet",
+            [
+                *self._kubelet_command,
+                f"--config={config}",
+                f"--kubeconfig={self.plane.admin_kubeconfig()}",
+                f"--root-dir={self.kubelet_root}",
+                f"--hostname-override={self.name}",
+                "--node-ip=127.0.0.1",
+                "--v=2",
+            ],
+        )
+
+    def stop_kubelet(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the kubelet; containers go on."""
+        process = self._processes.pop("kubelet")
+        self.plane.watch(process.pid)
+        process.send_signal(number)
+        process.wait(timeout=30)
+
+    def stop(self) -> None:
+        """End everything, also the shims and what runs below them."""
+        shims = [
+            p for p in psutil.process_iter(["cmdline"]) if str(self._socket) in (p.info["cmdline"] or [])
+        ]
+        below = [child for shim in shims for child in shim.children(recursive=True)]
+        for process in self._processes.values():
+            process.kill()
+            process.wait(timeout=30)
+        self._processes.clear()
+        for one in (*shims, *below):
+            try:
+                one.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs([*shims, *below], timeout=10)
+
+    def log(self, program: str) -> str:
+        """What a program has logged."""
+        return (self.folder / f"{program}.log").read_text(errors="replace")
+
+    def _ctr(self, *words: str) -> bool:
+        done = subprocess.run(
+            [str(_found("ctr")), "-a", str(self._socket), *words], capture_output=True, check=False
+        )
+        return done.returncode == 0
+
+    def _spawn(self, name: str, command: Sequence[str]) -> None:
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"
+        if namespace := self._processes.get("namespace"):
+            command = ["nsenter", f"--target={namespace.pid}", "--mount", "--", *command]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self.folder,
+                env=os.environ | {"PATH": path},
+            )
+        self._processes[name] = process
+        self.plane.watch(process.pid)
+
+    def _until(self, what: Callable[[], bool], program: str) -> None:
+        deadline = time.monotonic() + _READY_WITHIN
+        while not what():
+            if self._processes[program].poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(self.log(program)[-3000:])
+            time.sleep(0.05)

@@ -214,7 +214,7 @@ def test_a_plan_destroys_on_a_gpu_before_it_creates() -> None:
 
 
 def test_an_unknown_profile_is_an_error_and_a_dot_may_stand_for_the_plus() -> None:
-    with pytest.raises(GpufleetError, match="no MIG profile .1g\\.5gb."):
+    with pytest.raises(GpufleetError, match=r"no MIG profile .1g\.5gb."):
         plan([GPUCut(H100)], ["1g.5gb"])
     (created,) = plan([GPUCut(H100)], ["1g.10gb.me"]).gpus[0].create
     assert created.profile == "1g.10gb+me"

@@ -38,7 +38,7 @@ class HostFiles:
     def libraries(self) -> tuple[Path, ...]:
         """The files that may be NVML: the host's own, a driver container's, that of GKE's COS nodes."""
         folders = [Path(root, folder) for root in _DRIVER_ROOTS for folder in _LIBRARY_FOLDERS]
-        paths = (self._root / folder / NVML for folder in (*folders, _COS_FOLDER))
+        paths = (self._root / folder / NVML for folder in (*folders, Path(_COS_FOLDER)))
         return tuple(path for path in paths if path.is_file())
 
     def machine(self) -> str:

@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 from tests.e2e.local_fleet import TINY, LocalFleet
 
-from gpufleet.local.components import CONTROL_PLANE
-from gpufleet.local.controlplane import locate
-
 NewFleet = Callable[[str], LocalFleet]
 
 
@@ -23,14 +20,8 @@ def end(fleet: LocalFleet) -> None:
     assert not left, f"left behind: {left}"
 
 
-@pytest.fixture(scope="session")
-def control_plane() -> None:
-    """The control plane, built if it never was, so that no `up` of a test waits for a compiler."""
-    locate(CONTROL_PLANE, progress=lambda _: None)
-
-
 @pytest.fixture(scope="module")
-def new_fleet(control_plane: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewFleet]:
+def new_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewFleet]:
     """Make fleets by name; all of them are down at the end of the module."""
     state_home = tmp_path_factory.mktemp("state")
     made: list[LocalFleet] = []

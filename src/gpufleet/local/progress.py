@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from gpufleet.fleet.errors import GpufleetError
+from gpufleet.local import gotoolchain
 
 
 class Progress(Protocol):
@@ -15,6 +16,18 @@ class Progress(Protocol):
 
     def work(self, text: str, done: int = 0, total: int = 0) -> None:
         """What is being done now, and how much of it when `total` is not 0."""
+
+
+def building(progress: Progress) -> gotoolchain.Progress:
+    """Who tells `progress` how a build of the control plane goes."""
+
+    def tell(event: gotoolchain.BuildProgress | str) -> None:
+        if isinstance(event, str):
+            progress.say(event)
+        else:
+            progress.work(f"building {event.target}", event.done, event.total)
+
+    return tell
 
 
 class PortTakenError(GpufleetError):

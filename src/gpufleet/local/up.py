@@ -39,7 +39,7 @@ from gpufleet.local.layout import Layout, file_errors, layout_of, prepare, write
 from gpufleet.local.locking import fleet_lock
 from gpufleet.local.observed import living_supervisor, observe
 from gpufleet.local.processes import Record, end, marked_processes, spawn
-from gpufleet.local.progress import PortTakenError, Progress
+from gpufleet.local.progress import PortTakenError, Progress, building
 from gpufleet.local.settings import Options, Settings, choose_ports, read_settings, write_settings
 
 DEFAULT_PRESET = "small"
@@ -179,13 +179,7 @@ class _Attempt(msgspec.Struct, frozen=True):
         raise AssertionError("the last attempt returns or raises")
 
     def _locate(self) -> dict[str, tuple[str, ...]]:
-        def tell(event: controlplane.BuildProgress | str) -> None:
-            if isinstance(event, str):
-                self.progress.say(event)
-            else:
-                self.progress.work(f"building {event.target}", event.done, event.total)
-
-        return controlplane.locate(CONTROL_PLANE, progress=tell, environ=self.environ)
+        return controlplane.locate(CONTROL_PLANE, progress=building(self.progress), environ=self.environ)
 
     def _settings(self, programs: Mapping[str, tuple[str, ...]]) -> Settings:
         """The settings to run with: asked for, else as before; ports that others took are replaced."""

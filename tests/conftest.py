@@ -1,0 +1,31 @@
+"""What the collected tests need is built before the first of them runs, so that no test waits for a compiler.
+
+The first build on a machine takes minutes, more than any test may; later it is only looked up.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpufleet.cli.progress import PlainProgress
+from gpufleet.local.components import CONTROL_PLANE
+from gpufleet.local.controlplane import locate
+from gpufleet.local.progress import building
+
+BUILT_FOR = {"contract": CONTROL_PLANE, "e2e": (*CONTROL_PLANE, "kubectl")}
+"""Components of Kubernetes by suite (folder of tests/)."""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the components of the suites from which tests were collected."""
+    if session.config.option.collectonly:
+        return
+    here = Path(__file__).parent
+    suites = {
+        item.path.relative_to(here).parts[0] for item in session.items if item.path.is_relative_to(here)
+    }
+    wanted = dict.fromkeys(name for suite in sorted(suites) for name in BUILT_FOR.get(suite, ()))
+    if wanted:
+        locate(tuple(wanted), progress=building(PlainProgress()))

@@ -18,10 +18,11 @@ from tests.node.fake_kubelet import AdmissionError, FakeKubelet, allocate
 from tests.unit.inventories import SEVEN, islands, node, uuid_of, whole
 
 from gpufleet.devices.allocation import Grant, Mount
-from gpufleet.devices.device_plugin import DevicePlugin, Node, remove_stale, socket_name
+from gpufleet.devices.device_plugin import DevicePlugin, remove_stale, socket_name
 from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.picks import Pick, Picks, swapped
 from gpufleet.devices.plugin_config import PluginConfig, SharedResource, Sharing
+from gpufleet.devices.plugin_node import PluginNode
 from gpufleet.devices.preferred_allocation import topology
 from gpufleet.devices.resources import offer
 from gpufleet.fleet.errors import GpufleetError
@@ -42,9 +43,9 @@ def root() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def offered(inventory: Inventory, config: PluginConfig = MIXED, sick: Sequence[str] = ()) -> Node:
+def offered(inventory: Inventory, config: PluginConfig = MIXED, sick: Sequence[str] = ()) -> PluginNode:
     links = islands(len(inventory.gpus), 4)
-    return Node(offer(inventory, config, sick), inventory, config, topology(inventory, links))
+    return PluginNode(offer(inventory, config, sick), inventory, config, topology(inventory, links))
 
 
 @asynccontextmanager
@@ -59,7 +60,7 @@ async def running(plugin: DevicePlugin) -> AsyncIterator[DevicePlugin]:
 
 
 @asynccontextmanager
-async def pair(root: Path, node: Node) -> AsyncIterator[tuple[FakeKubelet, DevicePlugin]]:
+async def pair(root: Path, node: PluginNode) -> AsyncIterator[tuple[FakeKubelet, DevicePlugin]]:
     """A kubelet and a plugin that has registered everything that it offers."""
     kubelet = FakeKubelet(root)
     await kubelet.start()
@@ -72,7 +73,7 @@ async def pair(root: Path, node: Node) -> AsyncIterator[tuple[FakeKubelet, Devic
         await kubelet.stop()
 
 
-def make(kubelet: FakeKubelet, node: Node) -> DevicePlugin:
+def make(kubelet: FakeKubelet, node: PluginNode) -> DevicePlugin:
     plugin = DevicePlugin(kubelet.plugins, poll_s=0.01)
     plugin.update(node)
     return plugin

@@ -14,15 +14,15 @@ from tests.contract.simnodes.fleet import Cluster, until
 from tests.node.realnode import IMAGE, RealNode
 from tests.unit.inventories import SEVEN, instance_of, node, uuid_of, whole
 
-from gpufleet.devices.device_plugin import DevicePlugin, Node
+from gpufleet.devices.device_plugin import DevicePlugin
 from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.plugin_config import PluginConfig
+from gpufleet.devices.plugin_node import PluginNode
 from gpufleet.devices.resources import offer
 from gpufleet.kube.client import Client
 from gpufleet.kube.kinds import NAMESPACES, NODES, PODS
 from gpufleet.kube.kubelet.pod_resources import PodResources
-from gpufleet.kube.objects import Node as NodeObject
-from gpufleet.kube.objects import Pod
+from gpufleet.kube.objects import Node, Pod
 
 GPU = "nvidia.com/gpu"
 SLICE = "nvidia.com/mig-1g.10gb"
@@ -55,7 +55,7 @@ class OnNode:
     async def plugin(self, inventory: Inventory) -> AsyncIterator[DevicePlugin]:
         """Our device plugin, running; the kubelet follows what it offers at first."""
         plugin = DevicePlugin(self.real.device_plugins)
-        plugin.update(Node(offer(inventory, MIXED), inventory, MIXED))
+        plugin.update(PluginNode(offer(inventory, MIXED), inventory, MIXED))
         running = asyncio.create_task(plugin.run())
 
         async def followed() -> bool:
@@ -83,7 +83,7 @@ class OnNode:
         """Wait until the node's status says this number."""
 
         async def said() -> bool:
-            found = await self.client.get(NODES, self.real.name, type=NodeObject)
+            found = await self.client.get(NODES, self.real.name, type=Node)
             return found.status.allocatable.get(resource) == str(count)
 
         await until(said)
@@ -155,7 +155,7 @@ async def test_a_pod_gets_a_mig_instance_that_appeared_while_the_plugin_ran(on_n
     async with on_node as node_, node_.plugin(node(())) as plugin:
         await asyncio.sleep(1)
         cut = node(SEVEN)
-        plugin.update(Node(offer(cut, MIXED), cut, MIXED))
+        plugin.update(PluginNode(offer(cut, MIXED), cut, MIXED))
         await node_.allocatable(SLICE, 7)
         seen = (await node_.run("part", 1, SLICE))["NVIDIA_VISIBLE_DEVICES"]
         assert seen in {instance_of(0, number) for number in range(1, 8)}
@@ -164,10 +164,10 @@ async def test_a_pod_gets_a_mig_instance_that_appeared_while_the_plugin_ran(on_n
 async def test_a_sick_gpu_is_not_given_out_and_a_well_one_is(on_node: Opened) -> None:
     async with on_node as node_, node_.plugin(whole(2)) as plugin:
         await node_.offers(GPU, 2)
-        plugin.update(Node(offer(whole(2), MIXED, {uuid_of(0)}), whole(2), MIXED))
+        plugin.update(PluginNode(offer(whole(2), MIXED, {uuid_of(0)}), whole(2), MIXED))
         await node_.offers(GPU, 1)
         assert (await node_.run("one", 1))["NVIDIA_VISIBLE_DEVICES"] == uuid_of(1)
-        plugin.update(Node(offer(whole(2), MIXED), whole(2), MIXED))
+        plugin.update(PluginNode(offer(whole(2), MIXED), whole(2), MIXED))
         await node_.offers(GPU, 2)
         assert (await node_.run("two", 1))["NVIDIA_VISIBLE_DEVICES"] == uuid_of(0)
 

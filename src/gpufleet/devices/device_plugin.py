@@ -1,6 +1,6 @@
 """The device plugin: one gRPC server per resource in the kubelet's folder, kept registered.
 
-All answers come from one value, `Node`, that the agent replaces when something changes; no call waits for the
+All answers come from one value, a `PluginNode`, that the agent replaces when something changes; no call waits for the
 driver or the API server. It runs in the agent's event loop, where a stream costs a task and not a thread, and
 where nothing needs a lock.
 
@@ -25,14 +25,11 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
-import msgspec
 
-from gpufleet.devices.allocation import DriverNodes, Grant, grant, requested
-from gpufleet.devices.inventory import Inventory
+from gpufleet.devices.allocation import Grant
 from gpufleet.devices.picks import Picks
-from gpufleet.devices.plugin_config import PluginConfig
-from gpufleet.devices.preferred_allocation import Topology, preferred
-from gpufleet.devices.resources import Device, Offer, Resource
+from gpufleet.devices.plugin_node import PluginNode
+from gpufleet.devices.resources import Device, Resource
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.kubelet import device_plugin_pb2 as pb
 from gpufleet.kube.kubelet.device_plugins import (
@@ -58,17 +55,6 @@ Extras = Callable[[str, Sequence[Device]], Grant]
 FileIdentity = tuple[int, int, int]
 
 
-class Node(msgspec.Struct, frozen=True):
-    """All that the plugin answers from. `busy` are UUIDs of GPUs on which anything is in use."""
-
-    offer: Offer = Offer()
-    inventory: Inventory = Inventory()
-    config: PluginConfig = PluginConfig()
-    topology: Topology = Topology((), ())
-    nodes: DriverNodes = DriverNodes()
-    busy: frozenset[str] = frozenset()
-
-
 class DevicePlugin:
     """The plugins of one node. Everything is called in one event loop.
 
@@ -80,7 +66,7 @@ class DevicePlugin:
         self, folder: Path = FOLDER, *, extras: Extras | None = None, poll_s: float = POLL_S
     ) -> None:
         self.folder = folder
-        self.node = Node()
+        self.node = PluginNode()
         self.picks = Picks()
         self.extras = extras
         self.changed = asyncio.Event()
@@ -92,7 +78,7 @@ class DevicePlugin:
         """Every resource, and whether the kubelet follows it now."""
         return {name: bool(one and one.streams) for name, one in self._endpoints.items()}
 
-    def update(self, node: Node) -> None:
+    def update(self, node: PluginNode) -> None:
         """Answer from another value from now on, and tell the kubelet what is new in it."""
         self.node = node
         self.changed.set()
@@ -217,26 +203,16 @@ class _Endpoint:
         return self._plugin.node.offer.resource(self._resource)
 
     def _preferred(self, request: pb.ContainerPreferredAllocationRequest) -> Sequence[str]:
-        node, picks = self._plugin.node, self._plugin.picks
-        available, must = request.available_deviceIDs, request.must_include_deviceIDs
-        size = request.allocation_size
-        picked = picks.answer(self._resource, available, must, size)
-        if picked is not None:
-            return picked
-        return preferred(
-            self._offered(),
-            picks.spare(self._resource, available, size),
-            must,
-            size,
-            topology=node.topology,
-            policy=node.config.shared_policy,
-            busy=node.busy,
+        return self._plugin.node.preferred(
+            self._resource,
+            self._plugin.picks,
+            request.available_deviceIDs,
+            request.must_include_deviceIDs,
+            request.allocation_size,
         )
 
     def _grant(self, ids: Sequence[str]) -> Grant:
-        node = self._plugin.node
-        devices = requested(self._offered(), ids, node.config)
-        found = grant(devices, node.inventory, node.config, node.nodes)
+        devices, found = self._plugin.node.grant(self._resource, ids)
         return found | self._plugin.extras(self._resource, devices) if self._plugin.extras else found
 
 

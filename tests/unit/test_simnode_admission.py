@@ -8,13 +8,12 @@ import msgspec
 import pytest
 from tests.unit.simnode_pods import container, pod
 
-from gpufleet.devices import report
-from gpufleet.devices.simulated import Claim
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.objects import Node, Pod, PodStatus
 from gpufleet.local.fleetfile import parse_fleet
 from gpufleet.local.simnodes.admission import device_claims
 from gpufleet.local.simnodes.adoption import adopt
+from gpufleet.local.simnodes.device_manager import Claim, Holdings
 from gpufleet.local.simnodes.machines import machines
 from gpufleet.local.simnodes.node import SimulatedNode, fault_problems, parse_faults
 from gpufleet.local.simnodes.podstate import granted
@@ -29,18 +28,18 @@ def _cpu(name: str, cpu: str) -> Pod:
 
 
 def _reason(node: SimulatedNode, subject: Pod) -> str:
-    refusal = node.admit(subject, 0.0)
+    refusal = node.admit(subject)
     return refusal.reason if refusal else ""
 
 
 def test_resources_are_counted_per_pod_and_come_back() -> None:
     node = _node()
     assert _reason(node, _cpu("a", "3")) == ""
-    refusal = node.admit(_cpu("b", "1500m"), 0.0)
+    refusal = node.admit(_cpu("b", "1500m"))
     assert refusal is not None
     assert refusal.reason == "OutOfcpu"
     assert "requested: 1500, used: 3000, capacity: 4000" in refusal.message
-    node.release("uid-a", 0.0)
+    node.release("uid-a")
     assert _reason(node, _cpu("b", "1500m")) == ""
 
 
@@ -107,12 +106,12 @@ def test_devices_that_are_in_use_sick_or_unknown_are_told_apart() -> None:
     assert _reason(node, pod("c", containers=[container() | other])) == "UnexpectedAdmissionError"
     sick = {"metadata": {"annotations": {"gpufleet.dev/sim-unhealthy": "0=Xid79"}}}
     assert node.obey(msgspec.convert(sick, GPUNode))
-    refusal = node.admit(pod("d", containers=[container(gpus=1)]), 0.0)
+    refusal = node.admit(pod("d", containers=[container(gpus=1)]))
     assert refusal is not None
     assert refusal.reason == "OutOfnvidia.com/gpu", (
         "one is healthy and one is in use: none is left, as for a kubelet"
     )
-    node.release("uid-a", 0.0)
+    node.release("uid-a")
     assert _reason(node, pod("e", containers=[container(gpus=1)])) == ""
 
 
@@ -120,7 +119,7 @@ def test_a_refused_pod_leaves_nothing_behind() -> None:
     node = _node()
     _reason(node, pod("big", containers=[container("a", gpus=1), container("b", gpus=2)]))
     assert list(node.pods) == []
-    assert node.devices.holdings == ()
+    assert node.holdings == Holdings()
 
 
 def test_claims_come_in_the_order_of_allocation_and_say_what_may_be_used_again() -> None:
@@ -138,12 +137,11 @@ def test_claims_come_in_the_order_of_allocation_and_say_what_may_be_used_again()
 
 def test_a_pod_that_lost_part_of_its_devices_is_told_so() -> None:
     node, subject = _node(), pod("a", containers=[container(gpus=2)])
-    assert node.admit(subject, 0.0) is None
-    assert node.allocate(subject, 0.0) is None, "what it holds already is enough"
+    assert node.admit(subject) is None
+    assert node.allocate(subject) is None, "what it holds already is enough"
     smaller = _node("gpu: h100, gpusPerNode: 1")
-    recorded = {"status": {"allocations": [_allocation(node, "uid-a")]}, "metadata": {"name": "n-0"}}
-    smaller.restore(msgspec.convert(recorded, GPUNode).status.allocations, 0.0)
-    refusal = smaller.allocate(subject, 0.0)
+    smaller.restore(node.holdings.allocations())
+    refusal = smaller.allocate(subject)
     assert refusal is not None
     assert refusal.reason == "UnexpectedAdmissionError"
 
@@ -152,22 +150,10 @@ def test_a_pod_keeps_its_shares_of_one_gpu_over_a_restart() -> None:
     subject = pod("a", containers=[container("x", gpus=2), container("y", gpus=1)])
     text = "gpu: l4, gpusPerNode: 1, sharing: {timeSlicing: {replicas: 4}}"
     before, after = _node(text), _node(text)
-    assert before.admit(subject, 0.0) is None
-    after.restore(report.allocations(before.devices), 0.0)
-    assert after.allocate(subject, 0.0) is None
-    assert after.admit(pod("b", containers=[container(gpus=2)]), 0.0) is not None, "one share is left"
-
-
-def _allocation(node: SimulatedNode, uid: str) -> dict[str, Any]:
-    holding = node.devices.held(uid)[0]
-    return {
-        "namespace": "default",
-        "pod": "a",
-        "podUid": uid,
-        "container": holding.container,
-        "resource": holding.resource,
-        "devices": list(holding.devices),
-    }
+    assert before.admit(subject) is None
+    after.restore(before.holdings.allocations())
+    assert after.allocate(subject) is None
+    assert after.admit(pod("b", containers=[container(gpus=2)])) is not None, "one share is left"
 
 
 def test_addresses_are_unique_and_those_of_running_pods_are_kept() -> None:
@@ -186,6 +172,8 @@ def test_faults_are_read_from_the_annotation() -> None:
 
 def test_faults_that_make_no_sense_are_told_with_what_would() -> None:
     assert fault_problems("0=Xid79, 1,", 2) == ()
+    (harmless,) = fault_problems("1=Xid43", 2)
+    assert "Xid 43 makes no GPU sick" in harmless
     assert fault_problems("9=foo,abc", 2) == (
         "gpufleet.dev/sim-unhealthy: there is no GPU 9; the node has 2, counted from 0",
         "gpufleet.dev/sim-unhealthy: 'abc' is no fault; write for example 0=Xid79,3",

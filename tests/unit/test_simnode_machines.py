@@ -24,6 +24,7 @@ from gpufleet.local.simnodes.machines import (
     pod_ordinal,
     pod_range,
 )
+from gpufleet.local.simnodes.node import SimulatedNode
 from gpufleet.local.simnodes.registration import adoption_patch, status_patch
 
 
@@ -55,7 +56,7 @@ def test_labels_and_resources_come_from_the_file_and_the_devices() -> None:
     assert machine.name == "shared-0"
     assert machine.labels["gpufleet.dev/pool"] == "shared"
     assert machine.labels["nvidia.com/mig-1g.10gb.count"] == "16"
-    status = node_status(machine, machine.devices, 10250, 0.0)
+    status = node_status(machine, SimulatedNode(machine).gpus.resources, 10250, 0.0)
     assert status["capacity"]["nvidia.com/mig-3g.40gb"] == "8"
     assert "nvidia.com/gpu" not in status["capacity"]
     assert (status["capacity"]["cpu"], status["capacity"]["memory"]) == ("192", "2Ti")
@@ -126,7 +127,7 @@ def test_adopted_conditions_keep_their_times_and_lost_gpus_are_removed() -> None
         },
         Node,
     )
-    status = status_patch(node_status(machine, machine.devices, 1, 1e9), existing)
+    status = status_patch(node_status(machine, SimulatedNode(machine).gpus.resources, 1, 1e9), existing)
     times = {c["type"]: c["lastTransitionTime"] for c in status["conditions"]}
     assert times["Ready"] == "2020-01-01T00:00:00Z"
     assert times["DiskPressure"] != "2020-01-01T00:00:00Z"

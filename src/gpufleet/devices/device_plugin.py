@@ -1,8 +1,8 @@
 """The device plugin: one gRPC server per resource in the kubelet's folder, kept registered.
 
-All answers come from one value, a `PluginNode`, that the agent replaces when something changes; no call waits for the
-driver or the API server. It runs in the agent's event loop, where a stream costs a task and not a thread, and
-where nothing needs a lock.
+All answers come from one value, a `PluginNode`, that the agent replaces when something changes; no call waits
+for the driver or the API server. It runs in the agent's event loop, where a stream costs a task and not a
+thread, and where nothing needs a lock.
 
 Each registration has a socket of its own name. For a kubelet that is told a second time of a socket it still
 holds refuses, and then forgets to let go of it (1.37, `PluginConnected`); older ones end the new connection

@@ -20,11 +20,12 @@ from gpufleet.kube.gpunode import (
 )
 
 _READINGS = {
-    "util_percent": "DCGM_FI_DEV_GPU_UTIL",
     "memory_used_mib": "DCGM_FI_DEV_FB_USED",
     "temperature_c": "DCGM_FI_DEV_GPU_TEMP",
     "power_w": "DCGM_FI_DEV_POWER_USAGE",
 }
+_MEMORY = ("DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_FREE", "DCGM_FI_DEV_FB_RESERVED")
+_UTIL_STEP, _TEMPERATURE_STEP, _MEMORY_STEP = 10, 4, 0.02
 
 
 def node_status(
@@ -49,6 +50,24 @@ def node_status(
         devices=tuple(_device(gpu, reasons[gpu.uuid], measured.get(gpu.uuid, {})) for gpu in inventory.gpus),
         resources=tuple(resources),
         allocations=held,
+    )
+
+
+def utilisation(values: Mapping[str, float]) -> float:
+    """Percent of time that a GPU worked; under MIG, where that is not measured, of its graphics engine."""
+    return values.get("DCGM_FI_DEV_GPU_UTIL", 100 * values.get("DCGM_FI_PROF_GR_ENGINE_ACTIVE", 0.0))
+
+
+def moved(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
+    """Whether readings of a GPU differ by more than people care about."""
+    if not before or not now:
+        return bool(before) != bool(now)
+    temperature, memory = _READINGS["temperature_c"], _READINGS["memory_used_mib"]
+    return (
+        abs(utilisation(now) - utilisation(before)) > _UTIL_STEP
+        or abs(now.get(temperature, 0) - before.get(temperature, 0)) > _TEMPERATURE_STEP
+        or abs(now.get(memory, 0) - before.get(memory, 0))
+        > _MEMORY_STEP * sum(now.get(name, 0) for name in _MEMORY)
     )
 
 
@@ -90,5 +109,6 @@ def _device(gpu: GPU, reason: str, values: Mapping[str, float]) -> GPUDevice:
             for one in gpu.instances
             if one.whole is not None
         ),
+        util_percent=round(utilisation(values)),
         **{field: round(values.get(metric, 0)) for field, metric in _READINGS.items()},
     )

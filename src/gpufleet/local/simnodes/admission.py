@@ -12,12 +12,12 @@ from collections.abc import Iterable
 
 import msgspec
 
-from gpufleet.devices.simulated import Claim, Shortage
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod, PodShape, is_gpu_resource
 from gpufleet.fleet.quantities import resource_amount
 from gpufleet.fleet.selectors import untolerated
 from gpufleet.kube import objects
+from gpufleet.local.simnodes.device_manager import Claim, Shortage
 
 
 class Rejection(msgspec.Struct, frozen=True):

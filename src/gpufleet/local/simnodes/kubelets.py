@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from gpufleet.devices.device_health import CALM_S
 from gpufleet.kube.events import EventRecorder
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.informers import Change
@@ -119,7 +120,7 @@ class Kubelets:
             if gpu_node is not None:
                 self._obey(node, gpu_node)
                 recorded = gpu_node.status.allocations
-                node.restore(tuple(one for one in recorded if one.pod_uid in playing), now)
+                node.restore(tuple(one for one in recorded if one.pod_uid in playing))
             self.records.changed(name)
         for pod in sorted(ours, key=lambda pod: parse_time(pod.status.start_time) or now):
             self._arrive(pod)
@@ -162,9 +163,15 @@ class Kubelets:
                 "name": meta.name,
                 "uid": meta.uid,
             }
-            for problem in fault_problems(node.faults, len(node.devices.devices)):
+            for problem in fault_problems(node.faults, len(node.gpus.inventory.gpus)):
                 self._recorder.record(reference, "Warning", "InvalidSimulation", ACTION, problem)
+        if node.gpus.healing:
+            asyncio.get_running_loop().call_later(CALM_S, self._look_again, node)
         return changed
+
+    def _look_again(self, node: SimulatedNode) -> None:
+        if node.look():
+            self.records.changed(node.name)
 
     def tell(self, uid: str, event: Event) -> None:
         """Something happened to a pod."""
@@ -196,7 +203,7 @@ class Kubelets:
             self._continue(pod, node, play)
             return
         now = self._clock()
-        refusal = node.admit(pod, now)
+        refusal = node.admit(pod)
         if refusal is not None:
             metrics.REJECTIONS.labels(refusal.reason).inc()
             fields = {"pod": pod.metadata.key, "node": node.name, "reason": refusal.reason}
@@ -223,7 +230,7 @@ class Kubelets:
             return
         node.keep(granted(tracked.run))
         node.reserve(pod)
-        lost = node.allocate(pod, now)
+        lost = node.allocate(pod)
         for run in tracked.run.runs:
             if run.state == RUNNING:
                 tracked.runtime.resume(tracked.run, run.name, node.held(tracked.run.uid, run.name))
@@ -311,7 +318,7 @@ class Kubelets:
             case Note():
                 self._note(run, instruction)
             case Over():
-                if node.release(run.uid, self._clock()):
+                if node.release(run.uid):
                     self.records.changed(node.name)
                 self._grant_deferred(node)
 

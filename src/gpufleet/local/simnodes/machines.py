@@ -12,10 +12,13 @@ from typing import Any
 
 import msgspec
 
-from gpufleet.devices.labels import feature_labels
-from gpufleet.devices.simulated import NodeDevices, make_devices
+from gpufleet.devices.inventory import Inventory
+from gpufleet.devices.plugin_config import GPU_RESOURCE, PluginConfig, SharedResource, Sharing
+from gpufleet.devices.simulated_node import gpu_labels, simulated_inventory
+from gpufleet.fleet.products import Product
 from gpufleet.fleet.selectors import Taint
 from gpufleet.kube.conventions.labels import POOL_LABEL
+from gpufleet.kube.gpunode import GPUResource
 from gpufleet.kube.times import format_time
 from gpufleet.local.controlplane import KUBERNETES_VERSION
 from gpufleet.local.fleetfile import Fleet, Group
@@ -31,8 +34,8 @@ _FIRST_POD_ADDRESS = (10 << 24) | (64 << 16)
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """One node of the fleet. `number` decides the addresses of its pods; `capacity` has quantities, GPU
-    resources come from `devices`.
+    """One node of the fleet. `number` decides the addresses of its pods; `capacity` has quantities apart
+    from those of GPU resources; `inventory` is what its GPUs are at first.
     """
 
     name: str
@@ -40,7 +43,9 @@ class Machine(msgspec.Struct, frozen=True):
     labels: dict[str, str]
     taints: tuple[Taint, ...]
     capacity: dict[str, str]
-    devices: NodeDevices
+    product: Product | None = None
+    inventory: Inventory = Inventory()
+    config: PluginConfig = PluginConfig()
 
 
 def machines(fleet: Fleet, fleet_name: str) -> tuple[Machine, ...]:
@@ -53,18 +58,11 @@ def machines(fleet: Fleet, fleet_name: str) -> tuple[Machine, ...]:
 
 
 def _machine(group: Group, number: int, overall: int, fleet_name: str) -> Machine:
-    name, product, sharing = group.node_name(number), group.product, group.sharing.time_slicing
-    devices = NodeDevices()
-    if product is not None:
-        devices = make_devices(
-            fleet_name,
-            name,
-            product,
-            group.gpus,
-            profiles=group.profiles,
-            replicas=sharing.replicas if sharing else 1,
-            renamed=bool(sharing and sharing.rename_by_default),
-        )
+    name = group.node_name(number)
+    inventory = simulated_inventory(
+        group.product, group.gpus, node=f"{fleet_name}/{name}", profiles=group.profiles
+    )
+    config = _config(group)
     capacity = {
         "cpu": group.cpu_quantity,
         "memory": group.memory_quantity,
@@ -78,12 +76,23 @@ def _machine(group: Group, number: int, overall: int, fleet_name: str) -> Machin
         FLEET_LABEL: fleet_name,
         POOL_LABEL: group.pool or group.name,
         **_place(group, number),
-        **feature_labels(devices),
+        **gpu_labels(inventory, config),
         **group.labels,
     }
     if group.purpose:
         labels[PURPOSE_LABEL] = group.purpose
-    return Machine(name, overall, labels, group.node_taints, capacity, devices)
+    return Machine(name, overall, labels, group.node_taints, capacity, group.product, inventory, config)
+
+
+def _config(group: Group) -> PluginConfig:
+    """What the device plugin of the group's nodes is configured with."""
+    slicing = group.sharing.time_slicing
+    if slicing is None:
+        return PluginConfig(mig_strategy="mixed")
+    rename = f"{GPU_RESOURCE}.shared" if slicing.rename_by_default else ""
+    shared = SharedResource(GPU_RESOURCE, slicing.replicas, rename)
+    sharing = Sharing("time-slicing", (shared,), slicing.rename_by_default)
+    return PluginConfig(mig_strategy="mixed", sharing=sharing)
 
 
 def _place(group: Group, number: int) -> dict[str, str]:
@@ -201,11 +210,11 @@ def merged_taints(
     return kept + added
 
 
-def node_status(machine: Machine, devices: NodeDevices, port: int, now: float) -> dict[str, Any]:
+def node_status(machine: Machine, resources: Iterable[GPUResource], port: int, now: float) -> dict[str, Any]:
     """The status of a node that works; `port` is that of the kubelet endpoint."""
     capacity, allocatable = dict(machine.capacity), dict(machine.capacity)
-    for offer in devices.offers():
-        capacity[offer.resource], allocatable[offer.resource] = str(offer.capacity), str(offer.healthy)
+    for one in resources:
+        capacity[one.name], allocatable[one.name] = str(one.capacity), str(one.healthy)
     return {
         "capacity": capacity,
         "allocatable": allocatable,

@@ -6,19 +6,20 @@ State without I/O. The kubelets (`kubelets`) tell it what happens and write what
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from gpufleet.devices import report
-from gpufleet.devices.simulated import Holder, NodeDevices, Shortage
+from gpufleet.devices.clocks import Clock, RunningClock
+from gpufleet.devices.simulated_node import SimulatedGPUs, fault_problem
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.quantities import resource_amount
 from gpufleet.kube import objects
-from gpufleet.kube.gpunode import GPUAllocation, GPUNode
+from gpufleet.kube.gpunode import GPUAllocation, GPUNode, GPUNodeStatus
 from gpufleet.kube.values import node_value, pod_value
 from gpufleet.local.simnodes.admission import Rejection, device_claims, device_rejection, refuses
+from gpufleet.local.simnodes.device_manager import Holder, Holdings, Shortage
 from gpufleet.local.simnodes.machines import POD_ADDRESSES_PER_NODE, Machine, pod_address, pod_ordinal
 
 FAULTS_ANNOTATION = "gpufleet.dev/sim-unhealthy"
@@ -44,15 +45,18 @@ def fault_problems(text: str, gpus: int) -> tuple[str, ...]:
             problems.append(f"{part!r} is no fault; write for example 0=Xid79,3")
         elif int(match[1]) >= gpus:
             problems.append(f"there is no GPU {match[1]}; the node has {gpus}, counted from 0")
+        elif problem := fault_problem(match[2] or ""):
+            problems.append(problem)
     return tuple(f"{FAULTS_ANNOTATION}: {problem}" for problem in problems)
 
 
 class SimulatedNode:
     """A node. `present` says whether its Node object exists."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, clock: Clock | None = None) -> None:
         self.machine = machine
-        self.devices: NodeDevices = machine.devices
+        self.gpus = SimulatedGPUs(machine.product, machine.inventory, machine.config, clock or RunningClock())
+        self.holdings = Holdings()
         self.present = False
         self.uid = ""
         self.generation = 0
@@ -86,19 +90,28 @@ class SimulatedNode:
         """Take over faults and quarantine; whether the health of a device changed by that."""
         self.generation = gpu_node.metadata.generation
         self.faults = gpu_node.metadata.annotations.get(FAULTS_ANNOTATION, "")
-        before = self.devices
-        self.devices = before.with_health(parse_faults(self.faults), gpu_node.spec.desired.quarantine)
-        self._value = msgspec.structs.replace(self._value, allocatable=self._capacity())
-        return self.devices != before
+        changed = self.gpus.obey(parse_faults(self.faults), gpu_node.spec.desired.quarantine)
+        self._count_devices()
+        return changed
 
-    def restore(self, recorded: tuple[GPUAllocation, ...], now: float) -> None:
+    def look(self) -> bool:
+        """Take in what has happened to the GPUs; whether what is offered or said of them changed."""
+        changed = self.gpus.look()
+        self._count_devices()
+        return changed
+
+    def status(self) -> GPUNodeStatus:
+        """What the devices are and who holds them."""
+        return self.gpus.status(self.holdings.allocations())
+
+    def restore(self, recorded: tuple[GPUAllocation, ...]) -> None:
         """Take over the allocations on record."""
-        self.devices = report.restored(self.devices, recorded, now)
+        self._hold(self.holdings.restore(recorded, self.gpus.node.offer))
 
-    def admit(self, pod: objects.Pod, now: float) -> Rejection | None:
+    def admit(self, pod: objects.Pod) -> Rejection | None:
         """Take a pod: count it and give it its devices. Nothing changes when it is refused."""
         value = _asking(pod)
-        refusal = refuses(value, self._value, self._others(value)) or self.allocate(pod, now)
+        refusal = refuses(value, self._value, self._others(value)) or self.allocate(pod)
         if refusal is None:
             self._pods[value.uid] = value
         return refusal
@@ -107,30 +120,32 @@ class SimulatedNode:
         """Count a pod that runs here already, or that was granted other resources, by its spec."""
         self._pods[pod.metadata.uid] = _asking(pod)
 
-    def allocate(self, pod: objects.Pod, now: float) -> Rejection | None:
+    def allocate(self, pod: objects.Pod) -> Rejection | None:
         """Give a pod its devices, unless it holds them; None when it has what it asks for."""
         uid, claims = pod.metadata.uid, device_claims(pod)
-        held = self.devices.held(uid)
+        held = self.holdings.of(uid)
         if not claims or sum(len(one.ids) for one in held) == sum(claim.count for claim in claims):
             return None
         if held:
             return DEVICES_GONE
         holder = Holder(pod.metadata.namespace, pod.metadata.name, uid)
-        after = self.devices.allocate(holder, claims, now)
+        after = self.holdings.allocate(holder, claims, self.gpus.node.offer, self._preferred)
         if isinstance(after, Shortage):
             return device_rejection(after)
-        self.devices = after
+        self._hold(after)
         self.recording.add(uid)
         return None
 
-    def release(self, uid: str, now: float) -> bool:
+    def release(self, uid: str) -> bool:
         """Stop counting a pod and free its devices and address; whether it held devices."""
         self._pods.pop(uid, None)
         self._addresses.pop(uid, None)
         self.recording.discard(uid)
-        before = self.devices
-        self.devices = before.release(uid, now)
-        return self.devices is not before
+        before = self.holdings
+        after = before.release(uid)
+        if after is not before:
+            self._hold(after)
+        return after is not before
 
     def resize_refusal(self, pod: objects.Pod) -> Rejection | None:
         """Why the resources that a running pod asks for anew cannot be granted beside the others."""
@@ -143,7 +158,7 @@ class SimulatedNode:
 
     def held(self, uid: str, container: str) -> tuple[str, ...]:
         """The UUIDs that a container of a pod holds."""
-        holdings = self.devices.held(uid)
+        holdings = self.holdings.of(uid)
         return tuple(uuid for one in holdings if one.container == container for uuid in one.devices)
 
     def address(self, pod: objects.Pod) -> str:
@@ -168,7 +183,19 @@ class SimulatedNode:
 
     def _capacity(self) -> Mapping[str, int]:
         plain = {name: resource_amount(name, text) for name, text in self.machine.capacity.items()}
-        return plain | {offer.resource: offer.healthy for offer in self.devices.offers()}
+        return plain | {one.name: one.healthy for one in self.gpus.resources}
+
+    def _count_devices(self) -> None:
+        self._value = msgspec.structs.replace(self._value, allocatable=self._capacity())
+
+    def _hold(self, holdings: Holdings) -> None:
+        self.holdings = holdings
+        self.gpus.occupy(one for holding in holdings.all for one in holding.ids)
+
+    def _preferred(
+        self, resource: str, available: Sequence[str], must: Sequence[str], size: int
+    ) -> Sequence[str]:
+        return self.gpus.node.preferred(resource, self.gpus.picks, available, must, size)
 
 
 def _asking(pod: objects.Pod) -> Pod:

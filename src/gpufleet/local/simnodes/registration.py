@@ -136,7 +136,7 @@ class Registration:
     async def _create(self, node: SimulatedNode) -> Node:
         body = node_metadata(node.machine)
         body["spec"]["taints"] = node_taints(node.machine)
-        body["status"] = node_status(node.machine, node.devices, self.port, self._clock())
+        body["status"] = node_status(node.machine, node.gpus.resources, self.port, self._clock())
         try:
             return await self._client.create(NODES, body, type=Node)
         except ApiError as error:
@@ -155,7 +155,7 @@ class Registration:
         await self._patch_status(node, existing)
 
     async def _patch_status(self, node: SimulatedNode, existing: Node) -> None:
-        status = node_status(node.machine, node.devices, self.port, self._clock())
+        status = node_status(node.machine, node.gpus.resources, self.port, self._clock())
         patch = {"status": status_patch(status, existing)}
         await self._client.patch(
             NODES, node.name, patch, strategy="strategic", subresource="status", type=PartialObject

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from gpufleet.devices import report
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.gpunode import GPUNodeStatus, StartPhase
 from gpufleet.kube.gpunode_writes import write_gpu_node_status
@@ -30,8 +29,6 @@ from gpufleet.local.simnodes.workers import Workers
 HOLD_BACK_S = 1.5
 GATHER_S = 0.04
 GATHER_LARGE_S = 0.15
-SETTLE_S = 4.0
-SETTLE_LARGE_S = 60.0
 STATUS_WRITERS = 32
 LARGE_FLEET = 64
 RECORD_WRITERS = 16
@@ -149,7 +146,6 @@ class RecordWriter:
         self._clock = clock
         large = len(nodes) > LARGE_FLEET
         self._gather_s = GATHER_LARGE_S if large else GATHER_S
-        self._settle_s = SETTLE_LARGE_S if large else SETTLE_S
         self._queue: WorkQueue[str] = WorkQueue()
         self._last: dict[str, GPUNodeStatus] = {}
         self.workers = Workers(self._queue, self._write, concurrency=RECORD_WRITERS, what="device record")
@@ -159,9 +155,8 @@ class RecordWriter:
         self._queue.add_after(node, self._gather_s)
 
     def refresh(self, node: SimulatedNode) -> None:
-        """Write the node's record if its readings have moved."""
-        last = self._last.get(node.name)
-        if last is None or _moved(last, report.device_status(node.devices, self._clock())):
+        """Read the node's sensors, and write its record if readings have moved."""
+        if node.gpus.measure() or node.name not in self._last:
             self._queue.add(node.name)
 
     async def _write(self, name: str) -> None:
@@ -173,8 +168,6 @@ class RecordWriter:
         metrics.RECORDS.inc()
         before = self._last.get(name)
         self._last[name] = status
-        if not node.devices.settled(self._clock()):
-            self._queue.add_after(name, self._settle_s)
         if before is not None and before.resources != status.resources:
             await self._offer(node, before, status)
         for uid in pending & node.recording:
@@ -192,12 +185,11 @@ class RecordWriter:
         )
 
     def _status(self, node: SimulatedNode) -> GPUNodeStatus:
-        now, devices = self._clock(), report.device_status(node.devices, self._clock())
-        last = self._last.get(node.name)
+        now, last = self._clock(), self._last.get(node.name)
         phases = last.phases if last else _phases(self._started, now)
         conditions = last.conditions if last else (_ready(now),)
         return msgspec.structs.replace(
-            devices,
+            node.status(),
             observed_generation=node.generation,
             started=format_time(self._started),
             phases=phases,
@@ -218,15 +210,3 @@ def _ready(now: float) -> Condition:
         message="the simulated agent reports",
         last_transition_time=format_time(now),
     )
-
-
-def _moved(last: GPUNodeStatus, now: GPUNodeStatus) -> bool:
-    """Whether a reading differs by more than people care about."""
-    if len(last.devices) != len(now.devices):
-        return True
-    for old, new in zip(last.devices, now.devices, strict=True):
-        if abs(old.util_percent - new.util_percent) > 10 or abs(old.temperature_c - new.temperature_c) > 4:
-            return True
-        if abs(old.memory_used_mib - new.memory_used_mib) > old.memory_mib // 50:
-            return True
-    return False

@@ -101,7 +101,7 @@ class Simulation:
 
     async def _refresh(self) -> None:
         """Keep readings in GPUNode fresh where they move, each node in its turn."""
-        interval = 15.0 if len(self.nodes) <= LARGE_FLEET else 120.0
+        interval = 5.0 if len(self.nodes) <= LARGE_FLEET else 120.0
         while True:
             for node in self.nodes.values():
                 await asyncio.sleep(interval / len(self.nodes))

@@ -14,7 +14,11 @@ from gpufleet.local.components import CONTROL_PLANE
 from gpufleet.local.controlplane import locate
 from gpufleet.local.progress import building
 
-BUILT_FOR = {"contract": CONTROL_PLANE, "e2e": (*CONTROL_PLANE, "kubectl")}
+BUILT_FOR = {
+    "contract": CONTROL_PLANE,
+    "node": (*CONTROL_PLANE, "kubelet"),
+    "e2e": (*CONTROL_PLANE, "kubectl"),
+}
 """Components of Kubernetes by suite (folder of tests/)."""
 
 

@@ -59,7 +59,7 @@ class DevicePlugin:
     """The plugins of one node. Everything is called in one event loop.
 
     `picks` is what the scheduler chose for pods that the kubelet has yet to admit; the agent adds to it and
-    takes from it, and an allocation uses up its own. `poll_s` is how often the sockets are looked at.
+    takes from it, and an allocation uses up its own; `allocated` hears of each. `poll_s` is how often the sockets are looked at.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class DevicePlugin:
         self.node = PluginNode()
         self.picks = Picks()
         self.extras = extras
+        self.allocated: Callable[[str, Sequence[str]], None] = lambda _resource, _ids: None
         self.changed = asyncio.Event()
         self._poll_s = poll_s
         self._endpoints: dict[str, _Endpoint | None] = {}
@@ -197,6 +198,7 @@ class _Endpoint:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         for one in request.container_requests:
             self._plugin.picks = self._plugin.picks.used(self._resource, one.devices_ids)
+            self._plugin.allocated(self._resource, one.devices_ids)
         return pb.AllocateResponse(container_responses=[_granted(one) for one in grants])
 
     def _offered(self) -> Resource:

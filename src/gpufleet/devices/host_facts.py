@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from gpufleet.devices.allocation import CONTROL_NODES, DriverNodes, parse_mig_minors
 from gpufleet.devices.ownership_facts import HostFacts
 
 OUR_SOCKETS = "gpufleet-"
@@ -55,6 +56,12 @@ def host_facts(root: Path) -> HostFacts:
         services=tuple(sorted({path.name for path in _plugin_units(root)})),
         mps=tuple(_named(root, path.parent) for path in _mps_pipes(root)),
     )
+
+
+def driver_nodes(root: Path) -> DriverNodes:
+    """The device nodes of the driver that the host has now."""
+    control = tuple(path for path in CONTROL_NODES if (root / path.lstrip("/")).exists())
+    return DriverNodes(control, parse_mig_minors(_text(root / "proc/driver/nvidia-caps/mig-minors")))
 
 
 def _driver(root: Path) -> str:

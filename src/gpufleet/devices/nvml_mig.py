@@ -147,9 +147,7 @@ def _compute_instances(
 
 def _compute_profiles(instance: Handle) -> Iterator[pynvml.c_nvmlComputeInstanceProfileInfo_v2_t]:
     for kind in range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT):
-        info = existing(
-            pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo, instance, kind, _SHARED_ENGINES
-        )
+        info = existing(pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo, instance, kind, _SHARED_ENGINES)
         if info:
             yield info
 

@@ -51,6 +51,8 @@ class Observer:
         self._stale = threading.Event()
         self._read_at = 0.0
         self._pending: tuple[Event, ...] = ()
+        self._looks = 0
+        self._looked = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="gpu-observer", daemon=True)
         self.last: Observed | None = None
 
@@ -67,10 +69,20 @@ class Observer:
         """Read the inventory in the next round: somebody has changed the GPUs."""
         self._stale.set()
 
+    def refreshed(self, within_s: float = 10.0) -> bool:
+        """Read the inventory again, and wait until whoever acts on it was told; whether that came in time."""
+        with self._looked:
+            wanted = self._looks + 2  # a look that is under way may have read before now
+            self._stale.set()
+            return self._looked.wait_for(lambda: self._looks >= wanted, within_s)
+
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
                 self.look(self._backend.wait(ROUND_S))
+                with self._looked:
+                    self._looks += 1
+                    self._looked.notify_all()
             except BackendError as error:
                 log.warning("cannot watch the GPUs: %s", error.message, extra={"reason": error.reason})
                 self._stop.wait(ROUND_S)

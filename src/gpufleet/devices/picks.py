@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from gpufleet.devices.resources import device_of
+from gpufleet.kube.conventions.picked_devices import DEVICES_ANNOTATION, parse_devices
+from gpufleet.kube.objects import Pod
 
 
 class Pick(msgspec.Struct, frozen=True):
@@ -94,6 +96,18 @@ class Picks(msgspec.Struct, frozen=True):
             if (found := _first(device, left)) is not None:
                 left.remove(found)
         return tuple(left if len(left) >= size else available)
+
+
+def picks_of(pod: Pod) -> tuple[Pick, ...]:
+    """The picks that came with a pod's binding; none where the annotation is absent or says nothing."""
+    text = pod.metadata.annotations.get(DEVICES_ANNOTATION)
+    if not text:
+        return ()
+    return tuple(
+        Pick(pod.metadata.uid, container, resource, tuple(devices))
+        for container, resources in parse_devices(text).items()
+        for resource, devices in resources.items()
+    )
 
 
 def swapped(pick: Pick, ids: Sequence[str]) -> bool:

@@ -29,16 +29,20 @@ class PluginNode(msgspec.Struct, frozen=True):
     nodes: DriverNodes = DriverNodes()
     busy: frozenset[str] = frozenset()
 
-    def derive(self, inventory: Inventory, config: PluginConfig, sick: Collection[str]) -> PluginNode:
+    def derive(
+        self,
+        inventory: Inventory,
+        config: PluginConfig,
+        sick: Collection[str],
+        leaving: Collection[str] = (),
+    ) -> PluginNode:
         """The value after the GPUs or the configuration have changed; `sick` are GPUs that no new pod may
-        use. Raises GpufleetError (SharedDeviceNotFound).
+        use, `leaving` GPUs and instances that are about to go. Raises GpufleetError (SharedDeviceNotFound).
         """
-        return msgspec.structs.replace(
-            self,
-            offer=offer(inventory, config, sick, before=self.offer),
-            inventory=inventory,
-            config=config,
-        )
+        found = offer(inventory, config, sick, before=self.offer)
+        if leaving:
+            found = _without(found, leaving)
+        return msgspec.structs.replace(self, offer=found, inventory=inventory, config=config)
 
     def preferred(
         self, resource: str, picks: Picks, available: Sequence[str], must: Sequence[str], size: int
@@ -63,3 +67,20 @@ class PluginNode(msgspec.Struct, frozen=True):
         """
         devices = requested(self.offer.resource(resource), ids, self.config)
         return devices, grant(devices, self.inventory, self.config, self.nodes)
+
+
+def _without(found: Offer, leaving: Collection[str]) -> Offer:
+    """The offer in which devices that are about to go are given to nobody."""
+    resources = tuple(
+        msgspec.structs.replace(
+            resource,
+            devices=tuple(
+                msgspec.structs.replace(one, healthy=False)
+                if one.uuid in leaving or one.gpu in leaving
+                else one
+                for one in resource.devices
+            ),
+        )
+        for resource in found.resources
+    )
+    return msgspec.structs.replace(found, resources=resources)

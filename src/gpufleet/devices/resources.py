@@ -20,6 +20,7 @@ import msgspec
 from gpufleet.devices.inventory import GPU, ComputeInstance, GPUInstance, Inventory
 from gpufleet.devices.plugin_config import GPU_RESOURCE, PluginConfig, Sharing
 from gpufleet.fleet.mig import mig_resource
+from gpufleet.kube.gpunode import GPUResource
 
 REPLICA_SEPARATOR = "::"
 REASONS = {
@@ -187,3 +188,15 @@ def _remembered(before: Offer, lost: Collection[str]) -> list[tuple[str, Device]
         for device in resource.devices
         if device.gpu in lost
     ]
+
+
+def gpu_resources(found: Offer) -> tuple[GPUResource, ...]:
+    """The resources of an offer as a `GPUNode` counts them."""
+    return tuple(
+        GPUResource(
+            name=one.name,
+            capacity=len(one.devices),
+            healthy=sum(device.healthy for device in one.devices),
+        )
+        for one in found.resources
+    )

@@ -25,7 +25,7 @@ from gpufleet.devices.picks import Picks
 from gpufleet.devices.plugin_config import PluginConfig
 from gpufleet.devices.plugin_node import PluginNode
 from gpufleet.devices.preferred_allocation import topology
-from gpufleet.devices.resources import REPLICA_SEPARATOR, device_of
+from gpufleet.devices.resources import REPLICA_SEPARATOR, device_of, gpu_resources
 from gpufleet.devices.simulated_backend import SimulatedBackend
 from gpufleet.devices.timeline import RaiseXid, SetLoad, SetRecovery, Step
 from gpufleet.fleet import mig
@@ -102,14 +102,7 @@ class SimulatedGPUs:
     @property
     def resources(self) -> tuple[GPUResource, ...]:
         """Every resource with its number of devices, by name."""
-        return tuple(
-            GPUResource(
-                name=one.name,
-                capacity=len(one.devices),
-                healthy=sum(device.healthy for device in one.devices),
-            )
-            for one in self.node.offer.resources
-        )
+        return gpu_resources(self.node.offer)
 
     @property
     def healing(self) -> bool:

@@ -14,13 +14,16 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import prometheus_client
 from aiohttp import web
 
 from gpufleet.kube.times import format_micro_time
+
+Page = Callable[[web.Request], Awaitable[web.Response]]
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -75,9 +78,14 @@ def stop_requested() -> asyncio.Event:
 
 @contextlib.asynccontextmanager
 async def serving(
-    port: int, *, ready: Callable[[], bool], host: str = "127.0.0.1", ready_file: Path | None = None
+    port: int,
+    *,
+    ready: Callable[[], bool],
+    host: str = "127.0.0.1",
+    ready_file: Path | None = None,
+    pages: Mapping[str, Page] = MappingProxyType({}),
 ) -> AsyncIterator[int]:
-    """Serve metrics and probes on `port` (0: a free one) and yield the port.
+    """Serve metrics, probes and more `pages` by path on `port` (0: a free one) and yield the port.
 
     `ready_file`, where given, is written with `{"pid", "port"}` once the server listens. Raises OSError when
     the port is taken.
@@ -86,6 +94,8 @@ async def serving(
     application.router.add_get("/metrics", metrics)
     application.router.add_get("/healthz", alive)
     application.router.add_get("/readyz", _readiness(ready))
+    for path, page in pages.items():
+        application.router.add_get(path, page)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     try:

@@ -1,0 +1,510 @@
+"""Composition root of the agent, the process that runs on every GPU node.
+
+It starts only the parts that the node lacks (`devices.ownership`); the others are somebody else's and are
+named in its health page. Everything runs in one event loop, except what waits for the driver: the observer,
+the sampler and changes of MIG layouts have threads, and hand over values. So a driver or a kubelet that hangs
+makes what the agent says old, and never silent.
+
+When it stops, running pods keep their devices: sockets are removed, labels and MPS daemons stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from gpufleet.devices import agent_metrics as metrics
+from gpufleet.devices import mig_labels
+from gpufleet.devices.account import Account
+from gpufleet.devices.allocation import Grant
+from gpufleet.devices.backend import Backend
+from gpufleet.devices.cluster_reading import read_cluster
+from gpufleet.devices.device_plugin import DevicePlugin
+from gpufleet.devices.exporter import Exporter
+from gpufleet.devices.exporter_text import Options as ExporterOptions
+from gpufleet.devices.feature_labels import feature_labels
+from gpufleet.devices.host_facts import driver_nodes, host_facts
+from gpufleet.devices.label_writer import LabelWriter, Output
+from gpufleet.devices.ledger import BoundPod
+from gpufleet.devices.mig_manager import Outcome, carry_out
+from gpufleet.devices.mig_work import Work, labelled_work, wished_work
+from gpufleet.devices.mps import plan_daemons
+from gpufleet.devices.mps_daemons import MpsDaemons
+from gpufleet.devices.node_report import node_status
+from gpufleet.devices.observer import Observed, Observer
+from gpufleet.devices.ownership import Ownership, ownership
+from gpufleet.devices.ownership_facts import ClusterObjects, Component, node_facts
+from gpufleet.devices.picks import Picks, picks_of
+from gpufleet.devices.plugin_config import CONFIG_LABEL, PluginConfig
+from gpufleet.devices.plugin_config_source import ConfigSource, with_sharing
+from gpufleet.devices.preferred_allocation import topology
+from gpufleet.devices.resources import Device, gpu_resources
+from gpufleet.devices.sampling import INTERVAL_S, Sampled, Sampler
+from gpufleet.devices.status_writer import StatusWriter
+from gpufleet.fleet.errors import GpufleetError
+from gpufleet.kube.client import Client
+from gpufleet.kube.gpunode import GPUNode, GPUNodeDesired, GPUNodeStatus, StartPhase
+from gpufleet.kube.informers import Change, Informer
+from gpufleet.kube.kinds import GPU_NODES, NODES, PODS
+from gpufleet.kube.kubelet.pod_resources import PodResources
+from gpufleet.kube.objects import Condition, Node, PartialObject, Pod
+from gpufleet.kube.process import serving
+from gpufleet.kube.times import format_time
+
+log = logging.getLogger("gpufleet.agent")
+
+T = TypeVar("T")
+
+CONFIG_S, OWNERS_S, MIG_S = 5.0, 60.0, 1.0
+_MODE_SWITCHES_NEED = frozenset({"mig-manager"})
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What an agent is started with. Folders are those that this process sees."""
+
+    node: str
+    host_root: Path = Path("/")
+    kubelet_root: Path = Path("/var/lib/kubelet")
+    plugin_folder: Path | None = None
+    config: ConfigSource = ConfigSource()
+    labels_to: Output = "node"
+    labels_file: Path | None = None
+    exporter: ExporterOptions = ExporterOptions()
+    exporter_port: int = 9400
+    exporter_address: str = ""
+    metrics_port: int = 9402
+    sample_s: float = INTERVAL_S
+    mps_root: Path | None = None
+    mps_command: tuple[str, ...] = ()
+    ready_file: Path | None = None
+
+
+class Agent:
+    """The agent of one node, over `backend`. `run` works until it is cancelled."""
+
+    def __init__(self, client: Client, backend: Backend, options: Options) -> None:
+        self._client, self._backend, self._options = client, backend, options
+        self._loop: asyncio.AbstractEventLoop
+        self._observed: Observed | None = None
+        self._samples: Sampled = Sampled(())
+        self._desired, self._generation = GPUNodeDesired(), 0
+        self._config, self._config_problem = PluginConfig(), ""
+        self._leaving: frozenset[str] = frozenset()
+        self._attempt = mig_labels.Attempt()
+        self._mig_problem = ""
+        self._mig_due = asyncio.Event()
+        self._zero_since: dict[str, float] = {}
+        self._started = time.time()
+        self._phases: dict[str, float] = {"Registered": self._started}
+        self.owners: Ownership | None = None
+        self.plugin = DevicePlugin(
+            options.plugin_folder or options.kubelet_root / "device-plugins", extras=self._extras
+        )
+        self.plugin.allocated = self._allocated
+        self.account = Account(
+            PodResources(options.kubelet_root / "pod-resources" / "kubelet.sock"),
+            lambda: frozenset(one.name for one in self.plugin.node.offer.resources),
+            self._held_changed,
+        )
+        self._observer = Observer(backend, self._hand_over(self._see))
+        self._exporter = Exporter(options.exporter)
+        self._page = self._exporter.add(options.node)
+        self.account.tell(self._page.held, self._page.kubelet.failed)
+        self._sampler = Sampler(
+            backend,
+            self._hand_over(self._measured),
+            self._page.driver,
+            interval_s=options.sample_s,
+            shared=self._page.shared_gpus,
+        )
+        mps_root = options.mps_root or options.host_root / "run/nvidia/mps"
+        command = {"command": options.mps_command} if options.mps_command else {}
+        self._mps = MpsDaemons(mps_root, backend.set_exclusive, changed=self._derive, **command)
+        self._status = StatusWriter(client, options.node, self._node_uid, self.status)
+        self._labels = LabelWriter(
+            client,
+            options.node,
+            self.labels,
+            output=options.labels_to,
+            file=options.labels_file,
+        )
+        named = f"metadata.name={options.node}"
+        self._nodes = Informer(client, NODES, Node, fields=named)
+        self._gpu_nodes = Informer(client, GPU_NODES, GPUNode, fields=named)
+        self._pods = Informer(client, PODS, Pod, fields=f"spec.nodeName={options.node}")
+
+    async def run(self) -> None:
+        """Work until cancelled; running pods keep their devices then. Raises GpufleetError, OSError."""
+        self._loop = asyncio.get_running_loop()
+        self._observer.start()
+        self._sampler.start()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for informer in (self._nodes, self._gpu_nodes, self._pods):
+                    tasks.create_task(informer.run())
+                for informer in (self._nodes, self._gpu_nodes, self._pods):
+                    await informer.synced()
+                self._take_over()
+                await self._find_owners(await read_cluster(self._client, self._options.node))
+                self._start(tasks)
+        finally:
+            await asyncio.to_thread(self._observer.stop)
+            await asyncio.to_thread(self._sampler.stop)
+
+    def does(self, part: Component) -> bool:
+        """Whether a part is ours to run."""
+        return self.owners is not None and self.owners.part(part).does == "run"
+
+    def ready(self) -> bool:
+        """Whether the GPUs are known and, where that is our part, offered."""
+        followed = not self.does("device-plugin") or all(self.plugin.registered.values())
+        return self._observed is not None and self.owners is not None and followed
+
+    def labels(self) -> dict[str, str]:
+        """The labels that describe the GPUs as they are now."""
+        inventory = self.plugin.node.inventory
+        timestamp = None if self._config.no_timestamp else int(self._started)
+        found = feature_labels(inventory, self._config, timestamp)
+        state = self._attempt.state
+        return found | ({mig_labels.STATE_LABEL: state} if state else {})
+
+    def status(self) -> GPUNodeStatus:
+        """What the agent says in the node's GPUNode."""
+        observed = self._observed
+        inventory = self.plugin.node.inventory
+        body = node_status(
+            inventory,
+            observed.health if observed else {},
+            frozenset(self._desired.quarantine),
+            gpu_resources(self.plugin.node.offer),
+            self.account.held,
+            self._samples.samples,
+        )
+        if self.ready():
+            self._phases.setdefault("Ready", time.time())
+        phases = tuple(StartPhase(name=name, time=format_time(at)) for name, at in self._phases.items())
+        return msgspec.structs.replace(
+            body,
+            observed_generation=self._generation,
+            started=format_time(self._started),
+            phases=phases,
+            conditions=self._conditions(),
+        )
+
+    # ------------------------------------------------------------------------------------------- start
+
+    def _start(self, tasks: asyncio.TaskGroup) -> None:
+        works: list[Callable[[], Any]] = [
+            self._status.run,
+            lambda: self.account.run(lambda: self.plugin.picks, self._confirm),
+            self._follow_config,
+            self._follow_owners,
+        ]
+        if self.does("device-plugin"):
+            works.append(self.plugin.run)
+        if self.does("labels"):
+            works.append(self._labels.run)
+        if self.does("mps"):
+            works.append(self._mps.run)
+        if self.does("mig-manager"):
+            works.append(self._cut)
+        if self.does("exporter"):
+            works.append(self._export)
+        for work in works:
+            tasks.create_task(work())
+        self._status.changed()
+
+    def _take_over(self) -> None:
+        node = self._gpu_nodes.get(self._options.node)
+        if node is not None:
+            self.account.held = node.status.allocations
+        self._nodes.subscribe(self._node_changed)
+        self._gpu_nodes.subscribe(self._gpu_node_changed)
+        self._pods.subscribe(self._pods_changed)
+
+    async def _export(self) -> None:
+        async with self._exporter.serving(self._options.exporter_port, self._options.exporter_address):
+            await asyncio.Event().wait()
+
+    async def _follow_owners(self) -> None:
+        """Look again who owns what: a part of ours that somebody came for ends this process, whose next start
+        leaves it to them.
+        """
+        while True:
+            await asyncio.sleep(OWNERS_S)
+            before = self.owners
+            await self._find_owners(await read_cluster(self._client, self._options.node))
+            if before is not None and self.owners is not None and _does(before) != _does(self.owners):
+                raise GpufleetError(
+                    reason="OwnersChanged",
+                    message="the owner of a part of this node has changed",
+                    hint="the agent starts again with the parts that are ours now",
+                )
+
+    async def _find_owners(self, cluster: ClusterObjects) -> None:
+        host = await asyncio.to_thread(host_facts, self._options.host_root)
+        inventory = self._observed.inventory if self._observed else None
+        facts = node_facts(
+            cluster,
+            host,
+            ours=self.plugin.registered,
+            zero_for_s=self._zero_for(cluster),
+            mig_capable=None if inventory is None else any(g.mig != "unsupported" for g in inventory.gpus),
+        )
+        self.owners = ownership(facts)
+        for part in self.owners.parts:
+            metrics.PARTS.labels(part.component, part.owner, part.does).set(1)
+            fields = {"part": part.component, "owner": part.owner, "does": part.does}
+            log.info("%s", "; ".join(reason.message for reason in part.reasons), extra=fields)
+
+    def _zero_for(self, cluster: ClusterObjects) -> dict[str, float]:
+        """For how many seconds each resource of the node has been at zero, as far as this agent saw it."""
+        now, capacity = time.monotonic(), cluster.node.status.capacity if cluster.node else {}
+        zero = {name for name, text in capacity.items() if text == "0"}
+        self._zero_since = {name: self._zero_since.get(name, now) for name in zero}
+        return {name: now - since for name, since in self._zero_since.items()}
+
+    # ----------------------------------------------------------------------------- what comes from outside
+
+    def _hand_over(self, take: Callable[[T], None]) -> Callable[[T], None]:
+        def from_thread(value: T) -> None:
+            self._loop.call_soon_threadsafe(take, value)
+
+        return from_thread
+
+    def _see(self, observed: Observed) -> None:
+        first = self._observed is None
+        self._observed = observed
+        if first or {gpu.uuid for gpu in observed.inventory.gpus} != set(self.plugin.node.topology.gpus):
+            self._loop.create_task(self._read_links(observed))
+        self._phases.setdefault("DevicesReady", time.time())
+        self._page.observed(observed.inventory)
+        self._derive()
+
+    async def _read_links(self, observed: Observed) -> None:
+        try:
+            links = await asyncio.to_thread(self._backend.links)
+        except GpufleetError as error:
+            log.warning("cannot read the links of GPUs: %s", error.message, extra={"reason": error.reason})
+            return
+        found = topology(observed.inventory, links)
+        self.plugin.update(msgspec.structs.replace(self.plugin.node, topology=found))
+
+    def _measured(self, sampled: Sampled) -> None:
+        self._samples = sampled
+        self._page.sampled(sampled)
+        self._status.changed()
+
+    def _node_changed(self, change: Change[Node]) -> None:
+        labels = change.new.metadata.labels if change.new else {}
+        config, state = labels.get(mig_labels.CONFIG_LABEL, ""), labels.get(mig_labels.STATE_LABEL, "")
+        if self.does("mig-manager"):
+            self._attempt = mig_labels.heed(self._attempt, config, state, time.monotonic())
+            self._mig_due.set()
+        self._reconfigure()
+
+    def _gpu_node_changed(self, change: Change[GPUNode]) -> None:
+        if change.new is None:
+            self._status.written = None
+        else:
+            self._generation = change.new.metadata.generation
+            self._desired = change.new.spec.desired
+            self._mig_due.set()
+        self._reconfigure()
+        self._status.changed()
+
+    def _pods_changed(self, change: Change[Pod]) -> None:
+        pods = {
+            pod.metadata.key: BoundPod(
+                pod.metadata.namespace,
+                pod.metadata.name,
+                pod.metadata.uid,
+                pod.status.phase in ("Succeeded", "Failed"),
+            )
+            for pod in self._pods.items().values()
+        }
+        if change.old is None and change.new is not None and not change.new.status.container_statuses:
+            self.plugin.picks = self.plugin.picks.bound(picks_of(change.new))
+        self.account.pods = pods
+        self.account.look_soon()
+        self._mig_due.set()
+
+    def _node_uid(self) -> str:
+        node = self._nodes.get(self._options.node)
+        if node is None:
+            raise GpufleetError(reason="NodeNotFound", message=f"there is no node {self._options.node}")
+        return node.metadata.uid
+
+    # ----------------------------------------------------------------------------------- what follows
+
+    def _reconfigure(self) -> None:
+        node = self._nodes.get(self._options.node)
+        label = node.metadata.labels.get(CONFIG_LABEL, "") if node else ""
+        try:
+            config = with_sharing(self._options.config.read(label), self._desired.sharing)
+        except GpufleetError as error:
+            if error.message != self._config_problem:
+                log.warning("%s", error.message, extra={"reason": error.reason, "hint": error.hint})
+            self._config_problem = error.message
+            return
+        self._config_problem = ""
+        if config != self._config or self._observed is not None:
+            self._config = config
+            self._derive()
+
+    def _derive(self) -> None:
+        """Work out what is offered, after anything that it follows from has changed."""
+        if self._observed is None:
+            return
+        inventory = self._observed.inventory
+        sick = {*self._observed.health, *self._desired.quarantine}
+        node = self.plugin.node.derive(inventory, self._config, sick, self._leaving)
+        if self.does("mps"):
+            self._mps.update(plan_daemons(node.offer, inventory, self._config), self._busy_gpus())
+            sick |= self._mps.sick
+            node = node.derive(inventory, self._config, sick, self._leaving)
+        nodes = driver_nodes(self._options.host_root)
+        self.plugin.update(msgspec.structs.replace(node, nodes=nodes, busy=self._busy_gpus()))
+        self._labels.changed()
+        self._status.changed()
+        self._mig_due.set()
+
+    def _busy_gpus(self) -> frozenset[str]:
+        held = self.account.uuids
+        return frozenset(
+            gpu.uuid
+            for gpu in self.plugin.node.inventory.gpus
+            if gpu.uuid in held or any(c.uuid in held for one in gpu.instances for c in one.compute)
+        )
+
+    def _held_changed(self) -> None:
+        self._derive()
+
+    def _confirm(self, picks: Picks) -> None:
+        self.plugin.picks = picks
+
+    def _allocated(self, resource: str, ids: Sequence[str]) -> None:
+        metrics.ALLOCATIONS.labels(resource).inc()
+        self.account.granted(ids)
+
+    def _extras(self, resource: str, devices: Sequence[Device]) -> Grant:
+        return self._mps.extras(resource, devices) if self.does("mps") else Grant()
+
+    async def _follow_config(self) -> None:
+        while True:
+            await asyncio.sleep(CONFIG_S)
+            self._reconfigure()
+
+    # ------------------------------------------------------------------------------------------- MIG
+
+    async def _cut(self) -> None:
+        """Bring the GPUs to what is asked for, whenever that or what is in use has changed."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._mig_due.wait(), MIG_S)
+            self._mig_due.clear()
+            if self._observed is None:
+                continue
+            if self._desired.mig:
+                work = wished_work(self._observed.inventory, self._desired, self.account.uuids)
+                self._mig_problem = work.problem.message if work.problem else ""
+                if work.change.steps:
+                    outcome = await self._carry_out(work)
+                    self._mig_problem = (
+                        "; ".join(one.message for one in outcome.reasons)
+                        if (outcome.status != "done")
+                        else ""
+                    )
+                self._status.changed()
+            elif self._attempt.open:
+                await self._cut_as_labelled()
+
+    async def _cut_as_labelled(self) -> None:
+        assert self._observed is not None
+        found: mig_labels.Finding
+        try:
+            change = labelled_work(self._observed.inventory, self._attempt.config, None, self.account.uuids)
+            found = change
+            if change.steps and self._attempt.state == "pending":
+                found = await self._carry_out(Work(change))
+        except GpufleetError as error:
+            found = error
+        before = self._attempt
+        self._attempt = mig_labels.advance(before, found, time.monotonic())
+        if self._attempt != before:
+            self._labels.changed()
+            self._mig_due.set()
+
+    async def _carry_out(self, work: Work) -> Outcome:
+        """Take what leaves out of circulation, then let a thread call the driver."""
+        self._leaving = work.leaving
+        self._derive()
+
+        def still_free(uuid: str) -> bool:
+            return not self.account.holds(uuid)
+
+        try:
+            outcome = await asyncio.to_thread(carry_out, self._backend, work.change, still_free)
+            metrics.MIG_CHANGES.labels(outcome.status).inc()
+            log.info("MIG: %s", outcome.status, extra={"reasons": [r.message for r in outcome.reasons]})
+            await asyncio.to_thread(self._observer.refreshed)
+        finally:
+            self._leaving = frozenset()
+            self._derive()
+        return outcome
+
+    # ------------------------------------------------------------------------------------------- words
+
+    def _conditions(self) -> tuple[Condition, ...]:
+        now = format_time(time.time())
+        ready = self.ready()
+        rows = [
+            ("Ready", ready, "AgentReady" if ready else "AgentStarting", "the agent reports"),
+            ("MigApplied", not self._mig_problem, "MigBlocked" if self._mig_problem else "MigAsAsked",
+             self._mig_problem),
+            ("Configured", not self._config_problem,
+             "InvalidPluginConfig" if self._config_problem else "ConfigInForce", self._config_problem),
+        ]  # fmt: skip
+        before = {one.type: one for one in (self._status.written or GPUNodeStatus()).conditions}
+        found = []
+        for kind, good, reason, message in rows:
+            status = "True" if good else "False"
+            last = before.get(kind)
+            since = last.last_transition_time if last and last.status == status else now
+            found.append(
+                Condition(
+                    type=kind, status=status, reason=reason, message=message, last_transition_time=since
+                )
+            )
+        return tuple(found)
+
+    async def parts_page(self, _: web.Request) -> web.Response:
+        """Which part of the node is whose, and what we do about it."""
+        return web.json_response(msgspec.to_builtins(self.owners) if self.owners else {})
+
+
+def _does(owners: Ownership) -> dict[str, str]:
+    return {part.component: part.does for part in owners.parts}
+
+
+@contextlib.asynccontextmanager
+async def working(agent: Agent, options: Options) -> AsyncIterator[asyncio.Task[None]]:
+    """The agent at work, with its own metrics, its probes and `/parts` on `metrics_port`."""
+    pages = {"/parts": agent.parts_page}
+    async with serving(options.metrics_port, ready=agent.ready, ready_file=options.ready_file, pages=pages):
+        task = asyncio.create_task(agent.run())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            with contextlib.suppress(asyncio.CancelledError):
+                await agent.account.close()

@@ -1,0 +1,78 @@
+"""Bringing a node's GPUs to the cut that is asked for: plan, take the devices out of circulation, carry out.
+
+Who asks: the controller in `spec.desired.mig` (a pool's layout, or the scheduler's cuts), and else the label
+`nvidia.com/mig.config`. What is about to be destroyed is no longer offered before the first call to the
+driver, so that no container can be given it meanwhile; a container that holds something keeps it, and what is
+asked waits until it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from gpufleet.devices.inventory import GPU, Inventory
+from gpufleet.devices.mig_changes import DestroyCompute, MigChange, MigTarget, SwitchMode, plan_change
+from gpufleet.devices.mig_config import MigConfigs, default_mig_configs, resolve_mig_config
+from gpufleet.fleet.errors import GpufleetError
+from gpufleet.fleet.mig import Placement
+from gpufleet.fleet.reasons import Reason
+from gpufleet.kube.gpunode import GPUNodeDesired, MigWish
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What is to be done now, or why nothing can be."""
+
+    change: MigChange = MigChange()
+    problem: Reason | None = None
+
+    @property
+    def leaving(self) -> frozenset[str]:
+        """Uuids of devices that the change takes away: they must not be given out any more."""
+        found: set[str] = set()
+        for step in self.change.steps:
+            if isinstance(step, DestroyCompute):
+                found.add(step.uuid)
+            elif isinstance(step, SwitchMode) and not step.cancels:
+                found.add(step.gpu)
+        return frozenset(found)
+
+
+def wished_targets(inventory: Inventory, wishes: Iterable[MigWish]) -> dict[str, MigTarget]:
+    """The targets of what the controller asks for, by uuid. Raises GpufleetError (UnknownMigProfile)."""
+    return {wish.uuid: _target(wish, inventory.gpu(wish.uuid)) for wish in wishes}
+
+
+def _target(wish: MigWish, gpu: GPU | None) -> MigTarget:
+    if not wish.enabled or gpu is None or gpu.geometry is None:
+        return MigTarget(on=wish.enabled, profiles=wish.profiles)
+    if wish.profiles:
+        return MigTarget(on=True, profiles=wish.profiles)
+    profiles = {one.profile: gpu.geometry.profile(one.profile) for one in wish.instances}
+    placements = tuple(
+        Placement(one.start, profiles[one.profile].size, profiles[one.profile].name) for one in wish.instances
+    )
+    return MigTarget(on=True, placements=tuple(sorted(placements)))
+
+
+def wished_work(inventory: Inventory, desired: GPUNodeDesired, busy: frozenset[str]) -> Work:
+    """What the controller's wishes ask to be done now."""
+    try:
+        targets = wished_targets(inventory, desired.mig)
+        change = plan_change(inventory, targets, busy=busy, may_switch=desired.allow_mode_switch)
+    except GpufleetError as error:
+        return Work(problem=Reason(error.reason, error.message))
+    return Work(change, change.blocked[0] if change.blocked else None)
+
+
+def labelled_work(
+    inventory: Inventory, config: str, configs: MigConfigs | None, busy: frozenset[str]
+) -> MigChange:
+    """What a named config asks to be done now; the label is an explicit order, so modes may be switched.
+
+    Raises GpufleetError when it cannot be resolved.
+    """
+    known = default_mig_configs(inventory) if configs is None else configs
+    targets: Mapping[str, MigTarget] = resolve_mig_config(config, known, inventory)
+    return plan_change(inventory, targets, busy=busy, may_switch=True)

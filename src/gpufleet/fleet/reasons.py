@@ -89,6 +89,18 @@ CODES: dict[str, str] = {
     "MigIdleDestroyed": "Idle MIG instances are destroyed, the fewest that make the wanted layout possible.",
     "MigInstanceBusy": "A MIG instance that a pod uses stands in the way of the wanted layout.",
     "MigDoesNotFit": "The wanted MIG instances do not fit, not even on GPUs without instances.",
+    # what the MIG manager of a node did not do, and why
+    "UnknownMigConfig": "The label nvidia.com/mig.config names a config that does not exist.",
+    "InvalidMigConfig": "The file of MIG configs has a mistake, or the config cannot be applied.",
+    "UnknownMigProfile": "The GPU has no MIG profile of this name; the names differ between products.",
+    "MigModeSwitchNotAllowed": "MIG mode would have to be switched, and the pool does not allow it.",
+    "MigResetRequired": "The switch of MIG mode takes effect only when the GPU is reset.",
+    "MigGpuBusy": "The GPU as a whole is in use, so its MIG mode is not switched.",
+    "MigGpuLost": "The GPU does not answer, so it is not cut.",
+    "MigLayoutChanged": "Somebody changed the GPU after the plan was made, so it is planned again.",
+    "MigCallFailed": "The driver refused a step; what had been changed was put back.",
+    "MigNotRestored": "The driver refused a step, and then not everything could be put back.",
+    "MigDeadlinePassed": "The wanted MIG instances could not be made in time.",
     # who owns a part of a GPU node
     "RegisteredByOther": "The node has a GPU resource that our agent did not register.",
     "RegisteredByUs": "Our agent registered the node's GPU resources, and nobody else may.",

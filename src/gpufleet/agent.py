@@ -414,18 +414,22 @@ class Agent:
             if self._observed is None:
                 continue
             if self._desired.mig:
-                work = wished_work(self._observed.inventory, self._desired, self.account.uuids)
-                self._mig_problem = work.problem.message if work.problem else ""
-                if work.change.steps:
-                    outcome = await self._carry_out(work)
-                    self._mig_problem = (
-                        "; ".join(one.message for one in outcome.reasons)
-                        if (outcome.status != "done")
-                        else ""
-                    )
+                problems = [await self._do(work) for work in self._wished()]
+                self._mig_problem = "; ".join(filter(None, problems))
                 self._status.changed()
             elif self._attempt.open:
                 await self._cut_as_labelled()
+
+    def _wished(self) -> tuple[Work, ...]:
+        assert self._observed is not None
+        return wished_work(self._observed.inventory, self._desired, self.account.uuids)
+
+    async def _do(self, work: Work) -> str:
+        """Do one piece of work; what stood in its way, in words."""
+        if work.problem is not None:
+            return work.problem.message
+        outcome = await self._carry_out(work)
+        return "" if outcome.status == "done" else "; ".join(one.message for one in outcome.reasons)
 
     async def _cut_as_labelled(self) -> None:
         assert self._observed is not None

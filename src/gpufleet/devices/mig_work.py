@@ -56,14 +56,21 @@ def _target(wish: MigWish, gpu: GPU | None) -> MigTarget:
     return MigTarget(on=True, placements=tuple(sorted(placements)))
 
 
-def wished_work(inventory: Inventory, desired: GPUNodeDesired, busy: frozenset[str]) -> Work:
-    """What the controller's wishes ask to be done now."""
-    try:
-        targets = wished_targets(inventory, desired.mig)
-        change = plan_change(inventory, targets, busy=busy, may_switch=desired.allow_mode_switch)
-    except GpufleetError as error:
-        return Work(problem=Reason(error.reason, error.message))
-    return Work(change, change.blocked[0] if change.blocked else None)
+def wished_work(inventory: Inventory, desired: GPUNodeDesired, busy: frozenset[str]) -> tuple[Work, ...]:
+    """What the controller's wishes ask to be done now: one piece of work for each GPU, so that one which must
+    wait holds up no other.
+    """
+    found = []
+    for wish in desired.mig:
+        try:
+            targets = wished_targets(inventory, (wish,))
+            change = plan_change(inventory, targets, busy=busy, may_switch=desired.allow_mode_switch)
+        except GpufleetError as error:
+            found.append(Work(problem=Reason(error.reason, error.message, wish.uuid)))
+        else:
+            if not change.done:
+                found.append(Work(change, change.blocked[0] if change.blocked else None))
+    return tuple(found)
 
 
 def labelled_work(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from gpufleet.fleet.cuts import MigGPU
 from gpufleet.fleet.selectors import Taint
 
 
@@ -15,7 +16,9 @@ class Node(msgspec.Struct, frozen=True):
     `unread_pods` names pods there that could not be read: what they hold is unknown, so nobody else is placed
     there. Where a `GPUNode` exists, its healthy devices have already replaced the kubelet's count of GPU
     resources, because the kubelet reports a sick or a returned GPU up to ten seconds late. `unhealthy` counts
-    the devices that the node has beside those, by GPU resource, and that no new pod may use.
+    the devices that the node has beside those, by GPU resource, and that no new pod may use. `gpus` are those
+    that the scheduler may cut, `may_switch` says whether that goes for their MIG mode, too; what is asked to
+    go is no longer in `allocatable`.
     """
 
     name: str
@@ -26,3 +29,5 @@ class Node(msgspec.Struct, frozen=True):
     ready: bool = True
     unread_pods: tuple[str, ...] = ()
     unhealthy: Mapping[str, int] = {}
+    gpus: tuple[MigGPU, ...] = ()
+    may_switch: bool = False

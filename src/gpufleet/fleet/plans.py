@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from gpufleet.fleet.mig import Placement
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
 
@@ -53,6 +54,20 @@ class Nominate(msgspec.Struct, frozen=True):
     reasons: tuple[Reason, ...] = ()
 
 
+class Cut(msgspec.Struct, frozen=True):
+    """Cut a GPU (uuid) of a node so that it has an instance of `profile` at the memory slice `start`, for
+    `pod`. `layout` are all its instances afterwards; None: MIG mode off, and `profile` is empty.
+    """
+
+    pod: Pod
+    node: str
+    gpu: str
+    profile: str
+    start: int
+    layout: tuple[Placement, ...] | None
+    reasons: tuple[Reason, ...] = ()
+
+
 class Unschedulable(msgspec.Struct, frozen=True):
     """Report why a pod is not bound. `helped_by_capacity` says whether new nodes could help."""
 
@@ -61,7 +76,7 @@ class Unschedulable(msgspec.Struct, frozen=True):
     helped_by_capacity: bool = True
 
 
-Action = Bind | SelectNode | BindVolume | Evict | Nominate | Unschedulable
+Action = Bind | SelectNode | BindVolume | Evict | Nominate | Cut | Unschedulable
 
 
 class Plan(msgspec.Struct, frozen=True):

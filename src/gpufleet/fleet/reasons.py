@@ -85,6 +85,8 @@ CODES: dict[str, str] = {
     "Schedulable": "The pod fits now; the next decision binds it.",
     "OtherScheduler": "Another scheduler is responsible for the pod.",
     # why a GPU is or is not cut by MIG as wanted
+    "WaitingForCut": "A GPU is being cut for the pod; it is bound once the instance exists.",
+    "MigCut": "A GPU is cut, or made whole, for a pod that fits on no GPU as it is.",
     "MigRoomFree": "The wanted MIG instances fit beside those that the GPU has.",
     "MigIdleDestroyed": "Idle MIG instances are destroyed, the fewest that make the wanted layout possible.",
     "MigInstanceBusy": "A MIG instance that a pod uses stands in the way of the wanted layout.",

@@ -21,6 +21,7 @@ from gpufleet.fleet.pods import SCHEDULER_NAME, Pod
 from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.budgets import Budgets
+from gpufleet.scheduling.cuts import Cutting, Room
 from gpufleet.scheduling.filters import pod_problem
 from gpufleet.scheduling.gangs import Unit, gang_unit, units
 from gpufleet.scheduling.ledger import Ledger
@@ -33,7 +34,7 @@ from gpufleet.scheduling.volumes import claim_keys
 
 _NOT_HELPED_BY_CAPACITY = frozenset({
     "SchedulingGated", "GangIncomplete", "GangInvalid", "DynamicResources", "ClaimNotFound", "ClaimUnbound",
-    "ClaimLost", "ClaimTerminating", "StorageClassNotFound", "WaitingForVolume", "WaitingForVictims",
+    "WaitingForCut", "ClaimLost", "ClaimTerminating", "StorageClassNotFound", "WaitingForVolume", "WaitingForVictims",
     "BindFailed",
 })  # fmt: skip
 
@@ -83,6 +84,7 @@ class _Cycle:
         self.trial = Trial(ledger)
         self.paused = paused
         self.nominations = Nominations(self.trial, Budgets(ledger.snapshot.budgets), queue)
+        self.cutting = Cutting(self.trial)
         self.actions: list[Action] = []
 
     def take(self, unit: Unit) -> None:
@@ -139,7 +141,9 @@ class _Cycle:
             return
         blame = self._partly(unit, pods, placements) if unit.gang and not unit.surplus else ()
         self.trial.rollback(mark)
-        if (waiting := self.nominations.wait(unit, pods)) is not None:
+        if (rooms := self.cutting.rooms(pods, unit.needed)) is not None:
+            self._cut(unit, pods, rooms)
+        elif (waiting := self.nominations.wait(unit, pods)) is not None:
             self._make_room(unit, pods, waiting)
         else:
             reasons = blame or self.trial.search(pods[0]).reasons()
@@ -158,6 +162,19 @@ class _Cycle:
             text = f"{len(placements)} pods of gang {unit.gang} were placed together (minimum {unit.minimum})"
             gang = (Reason("GangPlaced", text, unit.gang),)
         self.actions += [Bind(p.pod, p.node, (*gang, p.reason)) for p in placements]
+
+    def _cut(self, unit: Unit, pods: Sequence[Pod], rooms: Sequence[Room]) -> None:
+        """Ask for what is cut for the unit, and keep the room for it."""
+        for room in rooms:
+            self.actions += room.cuts
+            if room.pod.nominated_node != room.node:
+                self.actions.append(Nominate(room.pod, room.node, (room.reason,)))
+            self._report((room.pod,), (room.reason,))
+        served = {room.pod.key for room in rooms}
+        for pod in pods:
+            if pod.key not in served:
+                text = f"gang {unit.gang} waits for GPUs that are cut, and there is none for this pod"
+                self._give_up((pod,), (Reason("GangUnplaceable", text, unit.gang),))
 
     def _claims_unbound(self, pod: Pod) -> bool:
         claims = self.trial.snapshot.claims

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 
 import msgspec
 
+from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod, PodAffinityTerm, PodShape
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
 from gpufleet.scheduling.scores import REPLICATED_KINDS
@@ -97,6 +98,12 @@ class Trial:
         for pod in ending:
             self._gang_changes[pod.gang_key] += 1
         self._told.append(lambda search: search.ended(ending, account))
+
+    def recut(self, node: str, value: Node) -> None:
+        """Count a node with what its GPUs are asked to be cut into."""
+        self._note(node)
+        self.ledger.accounts[node] = msgspec.structs.replace(self.ledger.accounts[node], node=value)
+        self._told.append(lambda search: search.outdate(node))
 
     def mark(self) -> int:
         """A point to which `rollback` can return."""

@@ -36,7 +36,6 @@ class ExportedNode:
         self.driver = Answers("driver", clock)
         self.kubelet = Answers("kubelet", clock)
         self._options = options or Options()
-        self._clock = clock
         self._writing = threading.Lock()
         self._inventory = Inventory()
         self._allocated: tuple[GPUAllocation, ...] = ()
@@ -88,13 +87,14 @@ class ExportedNode:
 class Exporter:
     """The nodes that this process serves, by name."""
 
-    def __init__(self, options: Options | None = None) -> None:
+    def __init__(self, options: Options | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options or Options()
+        self._clock = clock
         self._nodes: dict[str, ExportedNode] = {}
 
     def add(self, name: str) -> ExportedNode:
         """A page for one more node."""
-        self._nodes[name] = ExportedNode(name, self._options)
+        self._nodes[name] = ExportedNode(name, self._options, self._clock)
         return self._nodes[name]
 
     def remove(self, name: str) -> None:

@@ -29,7 +29,7 @@ from gpufleet.devices.plugin_config import PluginConfig, SharedResource, Sharing
 from gpufleet.devices.preferred_allocation import topology
 from gpufleet.devices.resources import offer
 from gpufleet.devices.sampling import Sampled, Sampler
-from gpufleet.devices.timeline import Hang
+from gpufleet.devices.timeline import Hang, LoseGPU, RaiseXid
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.kubelet.pod_resources import PodResources
 
@@ -201,6 +201,25 @@ async def test_a_hanging_driver_holds_up_no_scrape_and_lets_the_age_rise() -> No
         finally:
             node.backend.close()
             sampler.stop()
+
+
+async def test_the_xid_of_a_gpu_that_falls_off_the_bus_is_shown_at_once_and_stays() -> None:
+    node, exporter = SimulatedNode("node-0", gpus=2), Exporter()
+    exported = seen(exporter, node)
+    async with listening(exporter) as site:
+        name = "DCGM_FI_DEV_XID_ERRORS"
+        assert {one.value for one in of(await site.scrape(), name)} == {0}
+        node.run(RaiseXid(at=0, gpu=1, code=79), LoseGPU(at=0, gpu=1))
+        for event in node.backend.wait(0):
+            exported.noticed(event)
+        at_once = await site.scrape()
+        exported.observed(node.inventory)
+        exported.sampled(Sampled(node.backend.sample()))
+        later = await site.scrape()
+    for series in (at_once, later):
+        assert {one.labels["gpu"]: one.value for one in of(series, name)} == {"0": 0, "1": 79}
+    assert of(at_once, "DCGM_FI_DEV_GPU_TEMP", gpu="1")
+    assert not of(later, "DCGM_FI_DEV_GPU_TEMP", gpu="1")
 
 
 @asynccontextmanager

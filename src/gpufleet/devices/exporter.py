@@ -14,8 +14,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from urllib.parse import quote
 
+import msgspec
 from aiohttp import web
 
+from gpufleet.devices.attribution import Key
+from gpufleet.devices.backend import Event, Sample
 from gpufleet.devices.exporter_pages import Page, make_page
 from gpufleet.devices.exporter_text import CONTENT_TYPE, Layout, Options, layout, render, tail
 from gpufleet.devices.inventory import Inventory
@@ -24,6 +27,7 @@ from gpufleet.kube import process
 from gpufleet.kube.gpunode import GPUAllocation
 
 PORT = 9400
+XID = "DCGM_FI_DEV_XID_ERRORS"
 
 
 class ExportedNode:
@@ -40,6 +44,7 @@ class ExportedNode:
         self._inventory = Inventory()
         self._allocated: tuple[GPUAllocation, ...] = ()
         self._sampled = Sampled(())
+        self._xids: dict[Key, float] = {}
         self._layout = self._laid()
         self._page = Page()
         self._write()
@@ -65,7 +70,17 @@ class ExportedNode:
         """This is what the sensors say."""
         with self._writing:
             self._sampled = sampled
+            for one in sampled.samples:
+                if XID in one.values:
+                    self._xids[one.uuid, one.instance] = one.values[XID]
             self._write()
+
+    def noticed(self, event: Event) -> None:
+        """The driver has reported this. An XID is shown at once, and stays when the GPU answers no more."""
+        if event.kind == "xid":
+            with self._writing:
+                self._xids[event.uuid, event.instance] = event.code
+                self._write()
 
     def shared_gpus(self) -> tuple[str, ...]:
         """UUIDs of the GPUs that several containers share."""
@@ -80,8 +95,15 @@ class ExportedNode:
         return layout(self.name, self._inventory, self._allocated, self._options)
 
     def _write(self) -> None:
-        text = render(self._layout, self._sampled.samples, self._sampled.memory)
+        samples = (self._with_xid(one) for one in self._sampled.samples)
+        text = render(self._layout, samples, self._sampled.memory)
         self._page = make_page(text.encode())
+
+    def _with_xid(self, sample: Sample) -> Sample:
+        last = self._xids.get((sample.uuid, sample.instance))
+        if last is None or last == sample.values.get(XID):
+            return sample
+        return msgspec.structs.replace(sample, values={**sample.values, XID: last})
 
 
 class Exporter:

@@ -58,8 +58,9 @@ bench: dev-environment  ## pods per second beside kube-scheduler and the API ser
 	@$(BIN)/python -m benchmarks.scheduler --silent-nodes
 	@$(BIN)/python -m benchmarks.scheduler
 
-gen: dev-environment  ## write docs/reference from the code, and modules from .proto files
+gen: dev-environment  ## write docs/reference and deploy/monitoring from the code, and modules from .proto files
 	@$(BIN)/python -m tools.protocols
+	@$(BIN)/python -m tools.monitoring
 	@$(BIN)/python -m tools.reference
 
 lock: dev-environment  ## resolve pyproject.toml into requirements/

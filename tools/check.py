@@ -21,6 +21,7 @@ CHECKS = {
     "import contracts": ("lint-imports",),
     "reference is generated": ("python", "-m", "tools.reference", "--check"),
     "protocols are generated": ("python", "-m", "tools.protocols", "--check"),
+    "monitoring is generated": ("python", "-m", "tools.monitoring", "--check"),
     "everything public is documented": ("python", "-m", "tools.public"),
     "links in docs": ("python", "-m", "tools.links"),
     "locks follow pyproject": ("python", "-m", "tools.locks"),

@@ -34,8 +34,8 @@ from gpufleet.scheduling.volumes import claim_keys
 
 _NOT_HELPED_BY_CAPACITY = frozenset({
     "SchedulingGated", "GangIncomplete", "GangInvalid", "DynamicResources", "ClaimNotFound", "ClaimUnbound",
-    "WaitingForCut", "ClaimLost", "ClaimTerminating", "StorageClassNotFound", "WaitingForVolume", "WaitingForVictims",
-    "BindFailed",
+    "ClaimLost", "ClaimTerminating", "StorageClassNotFound", "WaitingForVolume", "WaitingForVictims",
+    "WaitingForCut", "BindFailed",
 })  # fmt: skip
 
 

@@ -15,13 +15,12 @@ import msgspec
 from gpufleet.devices.labels import feature_labels
 from gpufleet.devices.simulated import NodeDevices, make_devices
 from gpufleet.fleet.selectors import Taint
-from gpufleet.kube.conventions.labels import POOL_LABEL
+from gpufleet.kube.conventions.labels import POOL_LABEL, PURPOSE_LABEL
 from gpufleet.kube.times import format_time
 from gpufleet.local.controlplane import KUBERNETES_VERSION
 from gpufleet.local.fleetfile import Fleet, Group
 
 FLEET_LABEL = "gpufleet.dev/fleet"
-PURPOSE_LABEL = "gpufleet.dev/purpose"
 RACK_LABEL = "gpufleet.dev/rack"
 TAINTS_ANNOTATION = "gpufleet.dev/registered-taints"
 LABELS_ANNOTATION = "gpufleet.dev/registered-labels"

@@ -9,12 +9,18 @@ from gpufleet.fleet.undo import Changed, difference, settle, undone
 
 KEYS = st.sampled_from(("a", "b", "c"))
 OURS = st.dictionaries(KEYS, st.sampled_from(("x", "y")))
-THEIRS = st.dictionaries(KEYS, st.sampled_from(("1", "2")))
+THEIRS = st.dictionaries(KEYS, st.sampled_from(("1", "2", "x")))
 
 
-def test_a_value_that_is_right_already_is_neither_changed_nor_remembered() -> None:
+def test_a_value_that_is_right_already_stays_when_it_is_not_wanted_any_more() -> None:
     found = settle({"a": "x"}, {"a": "x"}, {})
-    assert (found.values, found.changes, found.drifted) == ({"a": "x"}, {}, ())
+    assert (found.values, found.changes, found.drifted) == ({"a": "x"}, {"a": Changed("x", "x")}, ())
+    assert settle({"a": "x"}, {}, found.changes).values == {"a": "x"}
+
+
+def test_a_value_that_was_right_and_that_somebody_changes_is_as_much_theirs_as_one_that_we_set() -> None:
+    found = settle({}, {"a": "x"}, {"a": Changed("x", "x")})
+    assert (found.values, found.drifted) == ({}, ("a",))
 
 
 def test_what_is_set_remembers_what_was_there() -> None:
@@ -40,7 +46,7 @@ def test_a_changed_wish_still_remembers_what_was_there_first() -> None:
     found = settle({"a": "x"}, {"a": "y"}, {"a": Changed("x", "old")})
     assert found.changes == {"a": Changed("y", "old")}
     back = settle(found.values, {"a": "old"}, found.changes)
-    assert (back.values, back.changes) == ({"a": "old"}, {})
+    assert undone(back.values, back.changes) == {"a": "old"}
 
 
 def test_what_is_not_wanted_any_more_goes_back() -> None:

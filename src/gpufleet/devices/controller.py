@@ -158,7 +158,7 @@ class DevicesController:
             )
 
         regarding = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}
-        return _Write(NODES, node.name, node.version, send, regarding, (change.reason,))
+        return _Write(NODES, node.name, node.version, send, regarding, change.reasons)
 
     def _desired_write(self, change: DesiredChange) -> _Write:
         def send() -> Awaitable[bool]:

@@ -47,7 +47,7 @@ class NodeChange(msgspec.Struct, frozen=True):
     labels: dict[str, str | None]
     taints: dict[str, str | None]
     record: PoolRecord | None
-    reason: Reason
+    reasons: tuple[Reason, ...] = ()
 
     @property
     def annotations(self) -> dict[str, str | None]:
@@ -175,8 +175,7 @@ def _settled(node: NodeView, owner: _Claimant | None) -> tuple[NodeChange | None
     before = start.record or PoolRecord(owner.name)
     labels = settle(start.labels, owner.labels, before.labels)
     taints = settle(start.taints, owner.taints, before.taints)
-    changed = bool(labels.changes or taints.changes)
-    record = PoolRecord(owner.name, labels.changes, taints.changes) if changed else None
+    record = PoolRecord(owner.name, labels.changes, taints.changes)
     after = msgspec.structs.replace(node, labels=labels.values, taints=taints.values, record=record)
     return _written(node, after, owner), (
         *_drift("PoolLabelDrift", "label", node.labels, owner.labels, labels.drifted),
@@ -205,19 +204,20 @@ def _told(
     owner: _Claimant | None,
     labels: Mapping[str, str | None],
     taints: Mapping[str, str | None],
-) -> Reason:
+) -> tuple[Reason, ...]:
+    """What people see happen to the node; nothing where all was right and only the record is new."""
     changes = [
         f"{key}={value}" if value is not None else f"no {key}" for key, value in sorted(labels.items())
     ]
     changes += [
         f"taint {key}" if value is not None else f"no taint {key}" for key, value in sorted(taints.items())
     ]
-    what = ", ".join(changes) or "only the record"
+    what = ", ".join(changes)
+    if not what:
+        return ()
     if owner is None:
-        return Reason(
-            "PoolUndone", f"the node left pool {node.owner}, whose changes are undone: {what}", node.name
-        )
-    return Reason("PoolApplied", f"pool {owner.name} sets {what}", node.name)
+        return (Reason("PoolUndone", f"what pool {node.owner} had changed is taken back: {what}", node.name),)
+    return (Reason("PoolApplied", f"pool {owner.name} sets {what}", node.name),)
 
 
 def _wished(gpu_node: GPUNode | None, owner: _Claimant | None) -> list[DesiredChange]:

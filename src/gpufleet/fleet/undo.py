@@ -1,9 +1,8 @@
 """Undo: what we changed on an object that others own, kept so that it can be taken back exactly.
 
-For each key (of a label, of a taint) a `Changed` says which value we set and which one it replaced. Whoever
-changes a value after us owns it: it is neither set again nor taken back, only told as drift. So two writers
-never fight, and what is undone is what we did and nothing else. A value that was right before is not changed
-and therefore not remembered.
+For each key (of a label, of a taint) a `Changed` says which value we asked for and which one was there
+before, perhaps the same. Whoever changes a value after that owns it: it is neither set again nor taken back,
+only told as drift. So two writers never fight, and what is undone is what we did and nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Values = Mapping[str, str]
 
 
 class Changed(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The value that we set and the one that was there before; None: there was none."""
+    """The value that we set, or found, and the one that was there before; None: there was none."""
 
     value: str
     prior: str | None = None
@@ -27,8 +26,8 @@ Changes = Mapping[str, Changed]
 
 
 class Settled(NamedTuple):
-    """Values as wanted where they are ours to set, what we have changed to get there, and the keys that
-    somebody else changed after us.
+    """Values as wanted where they are ours to set, what there was before, and the keys that somebody else
+    changed after us.
     """
 
     values: dict[str, str]
@@ -63,8 +62,7 @@ def settle(values: Values, wanted: Values, changes: Changes) -> Settled:
                 drifted.append(key)
             continue
         prior = known.prior if known is not None and known.value == have else have
-        if prior != wish:
-            kept[key] = Changed(wish, prior)
+        kept[key] = Changed(wish, prior)
         found[key] = wish
     return Settled(found, kept, tuple(drifted))
 

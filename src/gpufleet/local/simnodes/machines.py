@@ -75,7 +75,7 @@ def _machine(group: Group, number: int, overall: int, fleet_name: str) -> Machin
         "kubernetes.io/os": "linux",
         "kubernetes.io/arch": "amd64",
         FLEET_LABEL: fleet_name,
-        POOL_LABEL: group.pool or group.name,
+        POOL_LABEL: group.pool_label,
         **_place(group, number),
         **feature_labels(devices),
         **group.labels,

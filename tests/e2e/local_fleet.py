@@ -17,7 +17,7 @@ import psutil
 
 GPUFLEET = (sys.executable, "-P", "-c", "import sys; from gpufleet.cli import main; sys.exit(main())")
 MARKER = "GPUFLEET_FLEET"
-COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "controller", "simulated-nodes")
+COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "controller", "devices", "simulated-nodes")
 
 TINY = """\
 groups:

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 NAMESPACE = "wave"
 COUNT = 3_000
 GPUFLEET_MIB = 600
-OURS = ("controller", "simulated-nodes")
+OURS = ("controller", "devices", "simulated-nodes")
 
 
 def wave(index: int) -> Object:

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.local_fleet import LocalFleet
 
-PROCESSES = ("supervisor", "controller", "simulated-nodes")
+PROCESSES = ("supervisor", "controller", "devices", "simulated-nodes")
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
 
 pytestmark = pytest.mark.timeout(900)

@@ -34,6 +34,7 @@ from gpufleet.local.components import (
     BRIDGE,
     CONTROL_PLANE,
     CONTROLLER,
+    DEVICES,
     PACKAGE,
     SIMULATED_NODES,
     SUPERVISOR,
@@ -260,7 +261,7 @@ def test_every_process_of_ours_is_another_when_gpufleet_changes(layout: Layout) 
     programs = {name: (name,) for name in CONTROL_PLANE}
     settings = Settings(dict.fromkeys(PORT_NAMES, 1), programs, Options(bridge="10.0.0.1"))
     ours = {one.name for one in (*components(layout, settings), supervisor(layout)) if PACKAGE in one.inputs}
-    assert ours == {CONTROLLER, SIMULATED_NODES, BRIDGE, SUPERVISOR}
+    assert ours == {CONTROLLER, DEVICES, SIMULATED_NODES, BRIDGE, SUPERVISOR}
 
 
 def test_what_hands_over_is_asked_to_when_a_successor_follows(layout: Layout) -> None:

@@ -23,7 +23,7 @@ from typing import Literal
 import msgspec
 from prometheus_client.metrics import MetricWrapperBase
 
-from gpufleet.devices import metrics
+from gpufleet.devices import exporter_metrics as metrics
 from gpufleet.devices.attribution import (
     Entity,
     Holder,

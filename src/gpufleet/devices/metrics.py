@@ -1,52 +1,29 @@
-"""Metrics of ours about the GPUs of one node.
-
-They are declared here for their names, labels and help. The exporter writes them into the page of the node
-that they are about (`exporter_text`), and nowhere else: one process may serve many nodes, and a series that
-joins others must not come from two endpoints.
-"""
+"""Metrics of devices, as the controller sees them."""
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
-DEVICE = ("gpu", "UUID", "GPU_I_ID", "GPU_I_PROFILE")
-"""Labels that name a GPU or GPU instance, as DCGM exporter has them; the last two are absent for a GPU."""
-
-HOLDER = ("namespace", "pod", "container")
-"""Labels that name who holds it; absent where nobody does."""
-
-GPU_INFO = Gauge(
-    "gpufleet_gpu_info",
-    "1 for each GPU and GPU instance, for every container that holds it; joins others on (UUID, GPU_I_ID).",
-    ["node", *DEVICE, "device_uuid", "product", "driver", *HOLDER],
+POOL_DECISION_SECONDS = Histogram(
+    "gpufleet_devices_pool_decision_duration_seconds",
+    "Time from a snapshot of pools and nodes to a plan.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
-GPU_SHARE = Gauge(
-    "gpufleet_gpu_share_ratio",
-    "Part of a GPU that a container holds: its part of the replicas, or of the compute slices under MIG.",
-    ["node", *DEVICE, *HOLDER],
+POOL_LAST_DECISION = Gauge(
+    "gpufleet_devices_pool_last_decision_timestamp_seconds", "When pools were last decided upon."
 )
-UNMAPPED = Gauge(
-    "gpufleet_unmapped_devices",
-    "Devices that the kubelet has given to containers and the driver does not list: their use is unknown.",
-    ["node"],
+POOL_WRITES = Counter(
+    "gpufleet_devices_pool_writes", "Writes of pools that the API server took, by kind.", ["kind"]
 )
-UNAVAILABLE = Gauge(
-    "gpufleet_metric_unavailable",
-    "GPUs and GPU instances that lack a metric (* is all of them), by its classic name and the reason.",
-    ["node", "field", "reason"],
+POOL_WRITE_ERRORS = Counter(
+    "gpufleet_devices_pool_write_errors",
+    "Writes of pools that were refused, or came too late because the object had changed, by kind.",
+    ["kind"],
 )
-SAMPLE_AGE = Gauge(
-    "gpufleet_sample_age_seconds",
-    "Time since the driver (source driver) or the kubelet (source kubelet) answered last.",
-    ["node", "source"],
+POOL_NODES = Gauge("gpufleet_devices_pool_nodes", "Nodes that a pool alone claims.", ["pool"])
+POOL_DRIFTED_NODES = Gauge(
+    "gpufleet_devices_pool_drifted_nodes", "Nodes of a pool that are not as it asks.", ["pool"]
 )
-SAMPLE_SECONDS = Gauge(
-    "gpufleet_sample_duration_seconds",
-    "How long the driver (source driver) or the kubelet (source kubelet) took to answer last.",
-    ["node", "source"],
-)
-SAMPLE_FAILURES = Counter(
-    "gpufleet_sample_failures",
-    "Questions that the driver or the kubelet did not answer, by source and reason.",
-    ["node", "source", "reason"],
+POOL_CONTESTED_NODES = Gauge(
+    "gpufleet_devices_pool_contested_nodes", "Nodes of a pool that another pool claims too.", ["pool"]
 )

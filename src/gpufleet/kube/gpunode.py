@@ -5,12 +5,16 @@ written by the node's agent alone, `spec.desired` by the controller alone. Every
 (scheduler, `top`, exporter) reads it here, because the kubelet reports a changed device count up to ten
 seconds late and never says which container holds which GPU. The lists of the status are atomic: they have one
 writer, and the API server's bookkeeping of keyed lists costs half as much again for every write.
+
+Rooms of the controller share `spec.desired` by server-side apply, each with a field manager of its own that
+owns whole fields: pools have `pool`, `dynamic`, `allowModeSwitch`, `sharing` and, unless the pool's MIG is
+dynamic, `mig`; where `dynamic` says so, `mig` is the scheduler's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -31,6 +35,14 @@ DeviceId = Annotated[
     str,
     Meta(min_length=1, max_length=80, description="Id of a device, as GPU-<uuid>::<number of the share>."),
 ]
+MigProfile = Annotated[
+    str,
+    Meta(min_length=1, max_length=32, pattern=r"^[0-9a-z.+]+$", description="MIG profile, as 3g.40gb."),
+]
+SharingMode = Literal["none", "timeSlicing", "mps"]
+MAX_REPLICAS = 64
+"""How often a device may be offered: time-slicing has no limit of its own, MPS one of 48 clients."""
+
 Time = Annotated[
     str, Meta(max_length=40, description="RFC 3339 time.", extra_json_schema={"format": "date-time"})
 ]
@@ -145,9 +157,73 @@ class StartPhase(APIStruct, frozen=True, kw_only=True):
     time: Time
 
 
+class SharingWish(APIStruct, frozen=True, kw_only=True, omit_defaults=False):
+    """How the GPUs and MIG instances of a node are to be shared, in full."""
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            rule="self.mode == 'none' ? self.replicas == 1 : self.replicas >= 2",
+            message="what is shared has at least 2 replicas, what is not has 1",
+        ),
+    )
+
+    mode: Annotated[SharingMode, Meta(description="none, timeSlicing, or mps.")]
+    replicas: Annotated[int, Meta(ge=1, le=MAX_REPLICAS, description="How often each device is offered.")]
+    rename: Annotated[bool, Meta(description="Offer nvidia.com/gpu.shared instead of nvidia.com/gpu.")]
+    fail_requests_greater_than_one: Annotated[
+        bool, Meta(description="Refuse a container that asks for more than one replica.")
+    ]
+
+
+class MigPlace(APIStruct, frozen=True, kw_only=True):
+    """A MIG instance and where it must lie."""
+
+    profile: MigProfile
+    start: Annotated[int, Meta(ge=0, le=15, description="First memory slice of the instance.")]
+
+
+class MigWish(APIStruct, frozen=True, kw_only=True):
+    """How one GPU is to be cut: exactly these instances, by placement or by profile, and no others."""
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            rule="!(has(self.instances) && size(self.instances) > 0 && has(self.profiles) && "
+            "size(self.profiles) > 0)",
+            message="instances and profiles exclude each other",
+        ),
+        Rule(
+            rule="self.enabled || ((!has(self.instances) || size(self.instances) == 0) && "
+            "(!has(self.profiles) || size(self.profiles) == 0))",
+            message="MIG instances exist only while MIG mode is on",
+        ),
+    )
+
+    uuid: Uuid
+    enabled: Annotated[bool, Meta(description="Whether MIG mode is to be on.")]
+    instances: Annotated[
+        tuple[MigPlace, ...], Meta(max_length=MAX_INSTANCES, description="Instances at exact places.")
+    ] = ()
+    profiles: Annotated[
+        tuple[MigProfile, ...],
+        Meta(max_length=MAX_INSTANCES, description="Profiles of instances that may lie anywhere."),
+    ] = ()
+
+
 class GPUNodeDesired(APIStruct, frozen=True, kw_only=True):
     """What the controller asks of the node; empty means nothing."""
 
+    pool: Annotated[str, Meta(max_length=63, description="GPUPool that the node belongs to.")] = ""
+    dynamic: Annotated[
+        bool, Meta(description="The scheduler cuts the GPUs as pods need it, and writes mig.")
+    ] = False
+    allow_mode_switch: Annotated[bool, Meta(description="MIG mode of a GPU may be switched.")] = False
+    sharing: Annotated[
+        SharingWish | None, Meta(description="How devices are shared; absent: as the node is configured.")
+    ] = None
+    mig: Annotated[
+        tuple[MigWish, ...],
+        Meta(max_length=MAX_DEVICES, description="How GPUs are cut; one that is not named is left alone."),
+    ] = ()
     quarantine: Annotated[
         tuple[Uuid, ...],
         Meta(

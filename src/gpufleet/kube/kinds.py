@@ -89,3 +89,4 @@ CRDS = Kind(
 )
 
 GPU_NODES = Kind(GPUFLEET_GROUP, GPUFLEET_VERSION, "gpunodes", "GPUNode", namespaced=False)
+GPU_POOLS = Kind(GPUFLEET_GROUP, GPUFLEET_VERSION, "gpupools", "GPUPool", namespaced=False)

@@ -25,6 +25,7 @@ ETCD = "etcd"
 API_SERVER = "kube-apiserver"
 CONTROLLER_MANAGER = "kube-controller-manager"
 CONTROLLER = "controller"
+DEVICES = "devices"
 SIMULATED_NODES = "simulated-nodes"
 BRIDGE = "bridge"
 SUPERVISOR = "supervisor"
@@ -91,6 +92,7 @@ def components(layout: Layout, settings: Settings) -> tuple[Component, ...]:
         _api_server(layout, settings),
         _controller_manager(layout, settings),
         _controller(layout, settings),
+        _devices(layout, settings),
         _simulated_nodes(layout, settings),
     ]
     if settings.options.bridge:
@@ -218,19 +220,27 @@ def _controller_manager(layout: Layout, settings: Settings) -> Component:
 
 
 def _controller(layout: Layout, settings: Settings) -> Component:
-    port = settings.ports["controller-metrics"]
+    return _rooms(CONTROLLER, "scheduling", layout, settings, "--scheduler-names=auto")
+
+
+def _devices(layout: Layout, settings: Settings) -> Component:
+    return _rooms(DEVICES, "devices", layout, settings)
+
+
+def _rooms(name: str, rooms: str, layout: Layout, settings: Settings, *arguments: str) -> Component:
+    port = settings.ports[f"{name}-metrics"]
     argv = [
         *_python("gpufleet.controller"),
-        "--rooms=scheduling",
-        f"--kubeconfig={component_kubeconfig(layout, CONTROLLER)}",
+        f"--rooms={rooms}",
+        f"--kubeconfig={component_kubeconfig(layout, name)}",
         f"--metrics-port={port}",
-        "--scheduler-names=auto",
+        *arguments,
         "--lease-namespace=kube-system",
-        # One scheduler on one machine: after a kill its successor need not wait as long as on a cluster.
+        # One leader on one machine: after a kill its successor need not wait as long as on a cluster.
         "--lease-seconds=6",
     ]
     return Component(
-        CONTROLLER,
+        name,
         tuple(argv),
         HttpProbe(port, "/readyz"),
         after=(API_SERVER,),

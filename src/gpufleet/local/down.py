@@ -15,6 +15,7 @@ from gpufleet.local.components import (
     BRIDGE,
     CONTROLLER,
     CONTROLLER_MANAGER,
+    DEVICES,
     ETCD,
     SIMULATED_NODES,
     SUPERVISOR,
@@ -26,7 +27,7 @@ from gpufleet.local.ports import is_listening
 from gpufleet.local.processes import Record, end, end_marked, marked_processes, read_record
 from gpufleet.local.settings import read_settings
 
-ORDER_OF_END = (BRIDGE, SIMULATED_NODES, CONTROLLER, CONTROLLER_MANAGER, API_SERVER, ETCD)
+ORDER_OF_END = (BRIDGE, SIMULATED_NODES, DEVICES, CONTROLLER, CONTROLLER_MANAGER, API_SERVER, ETCD)
 _SUPERVISOR_GRACE_S = 60.0
 _COMPONENT_GRACE_S = 10.0
 

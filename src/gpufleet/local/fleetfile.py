@@ -20,7 +20,7 @@ from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.products import Product, find_product
 from gpufleet.fleet.quantities import resource_amount
 from gpufleet.fleet.selectors import Taint
-from gpufleet.local.names import label_problem, parse_taint
+from gpufleet.local.names import label_problem, object_problem, parse_taint
 from gpufleet.local.yamlfile import YamlDocument
 
 REASON = "InvalidFleetFile"
@@ -61,7 +61,10 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
     memory: Annotated[str, Meta(description="Memory of each node as a quantity.")] = ""
     ephemeral_storage: Annotated[str, Meta(description="Local disk of each node as a quantity.")] = "1Ti"
     pods: Annotated[int, Meta(ge=1, le=1000, description="How many pods a node may run.")] = 110
-    pool: Annotated[str, Meta(description="Label gpufleet.dev/pool; the group's name by default.")] = ""
+    pool: Annotated[
+        str,
+        Meta(description="GPUPool of the nodes, and label gpufleet.dev/pool; the group's name by default."),
+    ] = ""
     purpose: Annotated[str, Meta(description="Label gpufleet.dev/purpose, as training or inference.")] = ""
     region: Annotated[str, Meta(description="Label topology.kubernetes.io/region.")] = "local"
     zone: Annotated[str, Meta(description="Zone of all nodes.")] = ""
@@ -86,6 +89,11 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
     def node_name(self, number: int) -> str:
         """The name of one of the group's nodes."""
         return f"{self.name}-{number}"
+
+    @property
+    def pool_label(self) -> str:
+        """The value of the label gpufleet.dev/pool."""
+        return self.pool or self.name
 
     @property
     def gpus(self) -> int:
@@ -288,6 +296,8 @@ def _topology_problems(group: Group) -> list[tuple[str, str, str]]:
         problem = label_problem("gpufleet.dev/x", value)
         if problem:
             problems.append((field, problem, "use letters, digits, '-', '_' and '.'"))
+    if group.gpu is not None and group.pool and (problem := object_problem(group.pool)):
+        problems.append(("pool", problem, "a GPUPool gets this name: use a-z, 0-9, '-' and '.'"))
     return problems
 
 

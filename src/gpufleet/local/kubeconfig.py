@@ -14,7 +14,13 @@ import yaml
 
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.local import pki
-from gpufleet.local.components import CONTROLLER, CONTROLLER_MANAGER, SIMULATED_NODES, component_kubeconfig
+from gpufleet.local.components import (
+    CONTROLLER,
+    CONTROLLER_MANAGER,
+    DEVICES,
+    SIMULATED_NODES,
+    component_kubeconfig,
+)
 from gpufleet.local.layout import Layout, file_errors, write_atomic
 
 _LISTS = {"clusters": "cluster", "users": "user", "contexts": "context"}
@@ -61,6 +67,7 @@ def write_all(layout: Layout, port: int) -> None:
         layout.kubeconfig: "admin",
         component_kubeconfig(layout, CONTROLLER_MANAGER): "controller-manager",
         component_kubeconfig(layout, CONTROLLER): "controller",
+        component_kubeconfig(layout, DEVICES): "devices",
         component_kubeconfig(layout, SIMULATED_NODES): "simulated-nodes",
     }
     for path, certificate in files.items():

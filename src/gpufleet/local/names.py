@@ -26,6 +26,11 @@ def label_problem(key: str, value: str) -> str:
     return ""
 
 
+def object_problem(name: str) -> str:
+    """What is wrong with the name of an object, in words; empty when it is valid."""
+    return "" if _PREFIX.fullmatch(name) and len(name) <= 253 else f"{name!r} cannot name an object"
+
+
 def parse_taint(text: str) -> Taint:
     """The taint of `key=value:Effect` or `key:Effect`; raises GpufleetError (InvalidTaint)."""
     match = _TAINT.fullmatch(text)

@@ -81,6 +81,7 @@ def leaves(bridge: str = "") -> tuple[Leaf, ...]:
         Leaf("controller-manager", "ca", "system:kube-controller-manager", _ADMINS),
         Leaf("simulated-nodes", "ca", "gpufleet-simulated-nodes", _ADMINS),
         Leaf("controller", "ca", "gpufleet-controller", _ADMINS),
+        Leaf("devices", "ca", "gpufleet-devices", _ADMINS),
         Leaf("apiserver-kubelet-client", "ca", "kube-apiserver-kubelet-client", _ADMINS),
         Leaf("front-proxy-client", "front-proxy-ca", "front-proxy-client"),
         Leaf("etcd-server", "etcd-ca", "etcd", hosts=_LOOPBACK),

@@ -1,8 +1,8 @@
 """Waiting until a fleet that was started is ready, and telling early and clearly why it will not be.
 
-Ready means: every component answers, the built-in objects are served, every node of the fleet file is Ready
-and its GPUs are reported. A component that keeps ending before it ever answered will not get better by
-waiting: its last words are the error.
+Ready means: every component answers, the built-in objects are served, every node of the fleet file is Ready,
+its GPUs are reported, and the pools of the file are there. A component that keeps ending before it ever
+answered will not get better by waiting: its last words are the error.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gpufleet.kube.kinds import GPU_NODES, NODES
 from gpufleet.kube.objects import Node
 from gpufleet.local.builtin import apply_builtin
 from gpufleet.local.components import API_SERVER, SUPERVISOR
+from gpufleet.local.fleetfile import Fleet
 from gpufleet.local.layout import Layout, tail, write_atomic
 from gpufleet.local.observed import (
     ComponentState,
@@ -29,6 +30,7 @@ from gpufleet.local.observed import (
     observe,
     read_supervisor_state,
 )
+from gpufleet.local.pools import apply_pools
 from gpufleet.local.progress import PortTakenError, Progress
 
 HOPELESS_AFTER = 3
@@ -59,8 +61,11 @@ class Wait:
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
 
-    async def until_ready(self, nodes: int, gpus: int) -> None:
-        """Return once all works, `nodes` nodes are Ready and report `gpus` GPUs. Raises GpufleetError."""
+    async def until_ready(self, fleet: Fleet) -> None:
+        """Return once all works, and the nodes are Ready, report their GPUs and have their pools. Raises
+        GpufleetError.
+        """
+        nodes, gpus = fleet.nodes, sum(group.count * group.gpus for group in fleet.groups)
         await self._until(self._api_answers, "starting the control plane")
         config = load_config(str(self._layout.kubeconfig))
         async with Client(config, user_agent="gpufleet-up") as client:
@@ -68,7 +73,9 @@ class Wait:
             await self._until(lambda: self._applied(client), what)
             await self._until(lambda: self._nodes_ready(client, nodes), _NODES, poll_s=0.3)
             await self._until(lambda: self._gpus_reported(client, gpus), _GPUS, poll_s=0.3)
-            await self._until(self._all_answer, "waiting for the scheduler and the controller manager")
+            await self._until(self._all_answer, "waiting for the controllers")
+            # Last, so that an `up` that fails leaves the pools of the fleet that lives on.
+            await self._until(lambda: self._pooled(client, fleet), "applying GPU pools")
 
     async def _applied(self, client: Client) -> bool:
         """The API server may still be restarting when a new supervisor takes over."""
@@ -77,6 +84,13 @@ class Wait:
         except Unreachable:
             return False
         write_atomic(self._layout.objects_applied, b"")
+        return True
+
+    async def _pooled(self, client: Client, fleet: Fleet) -> bool:
+        try:
+            await apply_pools(client, fleet, self._layout.name)
+        except Unreachable:
+            return False
         return True
 
     async def _api_answers(self) -> bool:

@@ -22,6 +22,7 @@ PORT_NAMES = (
     "kubelet",
     "simulated-nodes-metrics",
     "controller-metrics",
+    "devices-metrics",
     "supervisor-metrics",
 )
 """Every port of a fleet, all on loopback. `kubelet` is the one endpoint of all simulated nodes."""

@@ -28,6 +28,7 @@ from gpufleet.local.components import (
     CONTROL_PLANE,
     CONTROLLER,
     CONTROLLER_MANAGER,
+    DEVICES,
     ETCD,
     SIMULATED_NODES,
     SUPERVISOR,
@@ -53,6 +54,7 @@ _PORT_OWNERS = {
     "kubelet": SIMULATED_NODES,
     "simulated-nodes-metrics": SIMULATED_NODES,
     "controller-metrics": CONTROLLER,
+    "devices-metrics": DEVICES,
     "supervisor-metrics": SUPERVISOR,
 }
 _ATTEMPTS_AT_PORTS = 3
@@ -158,7 +160,6 @@ class _Attempt(msgspec.Struct, frozen=True):
     def bring_up(self, fleet: Fleet) -> bool:
         """Write what the supervisor reads, start or reload it, wait. Whether anything had to change."""
         programs = self._locate()
-        gpus = sum(group.count * group.gpus for group in fleet.groups)
         for attempt in range(_ATTEMPTS_AT_PORTS):
             changed = self._write_all(self._settings(programs))
             started = _supervise(self.layout, self.environ)
@@ -167,7 +168,7 @@ class _Attempt(msgspec.Struct, frozen=True):
 
             wait = Wait(self.layout, self.progress, timeout_s=self.request.timeout_s, supervisor=started)
             try:
-                asyncio.run(wait.until_ready(fleet.nodes, gpus))
+                asyncio.run(wait.until_ready(fleet))
             except PortTakenError as taken:
                 if attempt == _ATTEMPTS_AT_PORTS - 1:
                     raise

@@ -2,7 +2,7 @@
 minimum.
 
 Both may be labels or annotations of the pod; the label wins. A gang lives in its namespace. On nodes,
-`gpufleet.dev/pool` names the pool.
+`gpufleet.dev/pool` names the pool and `gpufleet.dev/purpose` what it is for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from gpufleet.kube.objects import ObjectMeta
 
 RULE = "gpufleet.dev labels"
 POOL_LABEL = "gpufleet.dev/pool"
+PURPOSE_LABEL = "gpufleet.dev/purpose"
 
 MAX_DIGITS = 6
 """No cluster has a million pods; an annotation may hold 256 KiB, and `int` refuses numbers of that length."""

@@ -17,14 +17,13 @@ from gpufleet.devices.plugin_config import GPU_RESOURCE, PluginConfig, SharedRes
 from gpufleet.devices.simulated_node import gpu_labels, simulated_inventory
 from gpufleet.fleet.products import Product
 from gpufleet.fleet.selectors import Taint
-from gpufleet.kube.conventions.labels import POOL_LABEL
+from gpufleet.kube.conventions.labels import POOL_LABEL, PURPOSE_LABEL
 from gpufleet.kube.gpunode import GPUResource
 from gpufleet.kube.times import format_time
 from gpufleet.local.controlplane import KUBERNETES_VERSION
 from gpufleet.local.fleetfile import Fleet, Group
 
 FLEET_LABEL = "gpufleet.dev/fleet"
-PURPOSE_LABEL = "gpufleet.dev/purpose"
 RACK_LABEL = "gpufleet.dev/rack"
 TAINTS_ANNOTATION = "gpufleet.dev/registered-taints"
 LABELS_ANNOTATION = "gpufleet.dev/registered-labels"
@@ -74,7 +73,7 @@ def _machine(group: Group, number: int, overall: int, fleet_name: str) -> Machin
         "kubernetes.io/os": "linux",
         "kubernetes.io/arch": "amd64",
         FLEET_LABEL: fleet_name,
-        POOL_LABEL: group.pool or group.name,
+        POOL_LABEL: group.pool_label,
         **_place(group, number),
         **gpu_labels(inventory, config),
         **group.labels,

@@ -55,7 +55,7 @@ from gpufleet.kube.gpunode import GPUNode, GPUNodeDesired, GPUNodeStatus, StartP
 from gpufleet.kube.informers import Change, Informer
 from gpufleet.kube.kinds import GPU_NODES, NODES, PODS
 from gpufleet.kube.kubelet.pod_resources import PodResources
-from gpufleet.kube.objects import Condition, Node, PartialObject, Pod
+from gpufleet.kube.objects import Condition, Node, Pod
 from gpufleet.kube.process import serving
 from gpufleet.kube.times import format_time
 

@@ -20,12 +20,13 @@ from prometheus_client.samples import Sample as Series
 from tests.node.fake_kubelet import FakeKubelet
 from tests.unit.exported import SimulatedNode, of, parsed, pod_each, value
 
-from gpufleet.devices.device_plugin import DevicePlugin, Node
+from gpufleet.devices.device_plugin import DevicePlugin
 from gpufleet.devices.exporter import ExportedNode, Exporter
 from gpufleet.devices.exporter_fields import DEFAULT_FIELDS, FIELDS
 from gpufleet.devices.exporter_text import Options
 from gpufleet.devices.ledger import BoundPod, allocations
 from gpufleet.devices.plugin_config import PluginConfig, SharedResource, Sharing, SharingStrategy
+from gpufleet.devices.plugin_node import PluginNode
 from gpufleet.devices.preferred_allocation import topology
 from gpufleet.devices.resources import offer
 from gpufleet.devices.sampling import Sampled, Sampler
@@ -80,7 +81,7 @@ async def kubelet_of(root: Path, node: SimulatedNode, config: PluginConfig) -> A
     await kubelet.start()
     plugin = DevicePlugin(kubelet.plugins, poll_s=0.01)
     offered = offer(node.inventory, config)
-    plugin.update(Node(offered, node.inventory, config, topology(node.inventory, node.backend.links())))
+    plugin.update(PluginNode(offered, node.inventory, config, topology(node.inventory, node.backend.links())))
     task = asyncio.create_task(plugin.run())
     try:
         await kubelet.until(lambda: all(kubelet.capacity(one.name) for one in offered.resources))

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 from tests.unit.pools_world import NOW, World
 
-from gpufleet.devices.report import device_status
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.gpupool import GPUPool
@@ -16,6 +15,7 @@ from gpufleet.kube.objects.meta import ObjectMeta
 from gpufleet.local.fleetfile import load_fleet, parse_fleet, presets
 from gpufleet.local.pools import pools
 from gpufleet.local.simnodes.machines import Machine, machines, node_metadata, node_status, node_taints
+from gpufleet.local.simnodes.node import SimulatedNode
 
 
 def node(machine: Machine) -> dict[str, Any]:
@@ -23,16 +23,14 @@ def node(machine: Machine) -> dict[str, Any]:
     body = node_metadata(machine)
     body["metadata"] |= {"uid": f"uid-{machine.name}", "resourceVersion": "1"}
     body["spec"]["taints"] = node_taints(machine)
-    return {**body, "status": node_status(machine, machine.devices, 10250, 0.0)}
+    return {**body, "status": node_status(machine, SimulatedNode(machine).gpus.resources, 10250, 0.0)}
 
 
 def world_of(text: str) -> World:
     fleet = parse_fleet(text, "fleet.yaml")
     found = machines(fleet, "local")
     gpu_nodes = [
-        GPUNode(
-            metadata=ObjectMeta(name=one.name, uid=f"gpu-{one.name}"), status=device_status(one.devices, 0.0)
-        )
+        GPUNode(metadata=ObjectMeta(name=one.name, uid=f"gpu-{one.name}"), status=SimulatedNode(one).status())
         for one in found
     ]
     asked = [msgspec.convert(manifest, GPUPool) for manifest in pools(fleet, "local")]

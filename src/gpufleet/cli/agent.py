@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     help="The kubelet's folder; /var/lib/kubelet below the host root by default.",
 )
 @click.option("--once", is_flag=True, help="Print what the node is and who owns its parts, and end.")
-@click.option("--kubeconfig", metavar="FILE", help="How to reach the API server; in a cluster none is needed.")
+@click.option(
+    "--kubeconfig", metavar="FILE", help="How to reach the API server; in a cluster none is needed."
+)
 @click.option("--context", metavar="NAME", help="Context of the kubeconfig.")
 @click.option(
     "--config-file",
@@ -57,7 +59,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Names of the exporter's DCGM metrics.",
 )
-@click.option("--exporter-port", type=click.IntRange(0, 65535), default=9400, show_default=True, help="Its port.")
+@click.option(
+    "--exporter-port", type=click.IntRange(0, 65535), default=9400, show_default=True, help="Its port."
+)
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
@@ -65,7 +69,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Port of the agent's own metrics, probes and /parts.",
 )
-@click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="The form of the output (with --once).")
+@click.option(
+    "-o", "--output", type=click.Choice(["json", "yaml"]), help="The form of the output (with --once)."
+)
 @everywhere
 def command(
     node: str | None,

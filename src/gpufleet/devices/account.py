@@ -56,7 +56,7 @@ class Account:
     def tell(
         self, heard: Callable[[Sequence[GPUAllocation], float], None], failed: Callable[[str], None]
     ) -> None:
-        """Who else wants every answer of the kubelet (with how long it took), and every reason of a failure."""
+        """Who else wants every answer of the kubelet (with how long it took), and why one did not come."""
         self._heard, self._failed = heard, failed
 
     async def close(self) -> None:

@@ -59,7 +59,8 @@ class DevicePlugin:
     """The plugins of one node. Everything is called in one event loop.
 
     `picks` is what the scheduler chose for pods that the kubelet has yet to admit; the agent adds to it and
-    takes from it, and an allocation uses up its own; `allocated` hears of each. `poll_s` is how often the sockets are looked at.
+    takes from it, and an allocation uses up its own; `allocated` hears of each. `poll_s` is how often the
+    sockets are looked at.
     """
 
     def __init__(

@@ -19,10 +19,13 @@ from gpufleet.devices.clocks import Clock
 from gpufleet.devices.device_health import SERIOUS_XIDS, Health
 from gpufleet.devices.feature_labels import feature_labels
 from gpufleet.devices.inventory import GPU, Inventory
+from gpufleet.devices.mig_manager import carry_out
+from gpufleet.devices.mig_work import Work, wished_work
 from gpufleet.devices.observer import Observed, Observer
 from gpufleet.devices.partitions import with_compute_instance, with_gpu_instance
 from gpufleet.devices.picks import Picks
 from gpufleet.devices.plugin_config import PluginConfig
+from gpufleet.devices.plugin_config_source import with_sharing
 from gpufleet.devices.plugin_node import PluginNode
 from gpufleet.devices.preferred_allocation import topology
 from gpufleet.devices.resources import REPLICA_SEPARATOR, device_of, gpu_resources
@@ -30,7 +33,7 @@ from gpufleet.devices.simulated_backend import SimulatedBackend
 from gpufleet.devices.timeline import RaiseXid, SetLoad, SetRecovery, Step
 from gpufleet.fleet import mig
 from gpufleet.fleet.products import Product
-from gpufleet.kube.gpunode import GPUAllocation, GPUNodeStatus, GPUResource
+from gpufleet.kube.gpunode import GPUAllocation, GPUNodeDesired, GPUNodeStatus, GPUResource
 
 _RESET = 1
 _SHARE_LOAD, _MEMORY = 0.4, 0.86
@@ -77,10 +80,12 @@ class SimulatedGPUs:
     def __init__(
         self, product: Product | None, inventory: Inventory, config: PluginConfig, clock: Clock
     ) -> None:
-        self.config = config
+        self.config = self._own_config = config
+        self.mig_problem = ""
         self.picks = Picks()
         self.node = PluginNode()
         self._quarantined: frozenset[str] = frozenset()
+        self._desired = GPUNodeDesired()
         self._faults: Mapping[int, str] = {}
         self._loads: dict[_Unit, float] = {}
         self._samples: tuple[Sample, ...] = ()
@@ -141,6 +146,39 @@ class SimulatedGPUs:
             self._derive()
             changed = True
         return changed
+
+    def ask(self, desired: GPUNodeDesired) -> bool:
+        """Share and cut the GPUs as the controller asks from now on; whether what is offered changed. What is
+        to be cut waits for `cut`.
+        """
+        self._desired = desired
+        config = with_sharing(self._own_config, desired.sharing)
+        if config == self.config:
+            return False
+        self.config = config
+        self._derive()
+        return True
+
+    def to_cut(self, busy: frozenset[str]) -> tuple[Work, ...]:
+        """What the controller asks to be cut and is not; `busy` are uuids that containers hold."""
+        if self.backend is None:
+            return ()
+        return wished_work(self.inventory, self._desired, busy)
+
+    def cut(self, busy: frozenset[str]) -> bool:
+        """Cut the GPUs as the controller asks, as far as `busy` allows; whether anything changed."""
+        problems = []
+        for work in self.to_cut(busy):
+            assert self.backend is not None
+            if work.problem is not None:
+                problems.append(work.problem.message)
+                continue
+            outcome = carry_out(self.backend, work.change, lambda uuid: uuid not in busy)
+            if outcome.status != "done":
+                problems += [reason.message for reason in outcome.reasons]
+        before, self.mig_problem = self.mig_problem, "; ".join(problems)
+        self._observer.refresh()
+        return self.look() or self.mig_problem != before
 
     def occupy(self, ids: Iterable[str]) -> None:
         """Make the GPUs and instances behind these device ids busy, and all others idle."""

@@ -24,7 +24,8 @@ from gpufleet.fleet.volumes import AttachLimits, Claim, CSIDriver, StorageCapaci
 from gpufleet.kube import kinds, objects
 from gpufleet.kube import storage_values as storage
 from gpufleet.kube.client import ApiError, Client
-from gpufleet.kube.gpunode import GPUNode
+from gpufleet.kube.cuts import merged
+from gpufleet.kube.gpunode import GPUNode, MigWish
 from gpufleet.kube.informers import Change, Unread
 from gpufleet.kube.kinds import Kind
 from gpufleet.kube.metrics import INFORMER_HANDLER_FAILURES
@@ -71,6 +72,7 @@ class SnapshotBuilder:
         self._successes: dict[tuple[str, str], int] = {}
         self._raw_nodes: dict[str, objects.Node] = {}
         self._gpu_nodes: dict[str, GPUNode] = {}
+        self._wished: dict[str, int] = {}
         self._nodes: dict[str, Node] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._claims: dict[str, Claim] = {}
@@ -214,9 +216,29 @@ class SnapshotBuilder:
         """The devices of a node changed."""
         if change.new is None:
             self._gpu_nodes.pop(change.key, None)
+            self._wished.pop(change.key, None)
         else:
-            self._gpu_nodes[change.key] = change.new
+            self._gpu_nodes[change.key] = self._with_wishes(change.new)
         self._refresh_node(change.key)
+
+    def assume_wish(self, node: str, wish: MigWish) -> tuple[MigWish, ...]:
+        """Count a GPU of a node as asked to be cut so; all wishes of the node. A change of the node's wishes
+        that the informer shows replaces it.
+        """
+        known = self._gpu_nodes.get(node)
+        if known is None:
+            return (wish,)
+        wishes = merged(known.spec.desired.mig, wish)
+        desired = msgspec.structs.replace(known.spec.desired, mig=wishes)
+        spec = msgspec.structs.replace(known.spec, desired=desired)
+        self._gpu_nodes[node] = msgspec.structs.replace(known, spec=spec)
+        self._wished[node] = known.metadata.generation
+        self._refresh_node(node)
+        return wishes
+
+    def forget_wishes(self, node: str) -> None:
+        """What was asked of a node's GPUs was not written: the informer's next word counts."""
+        self._wished.pop(node, None)
 
     def namespace_changed(self, change: Change[objects.Namespace]) -> None:
         """A namespace came, changed its labels or went."""
@@ -228,6 +250,16 @@ class SnapshotBuilder:
         else:
             self._namespaces[change.key] = labels
         self._on_change()
+
+    def _with_wishes(self, node: GPUNode) -> GPUNode:
+        """The node with wishes that are being written: a status may arrive before the spec shows them."""
+        name = node.metadata.name
+        known = self._gpu_nodes.get(name)
+        if known is None or self._wished.get(name) != node.metadata.generation:
+            self._wished.pop(name, None)
+            return node
+        desired = msgspec.structs.replace(node.spec.desired, mig=known.spec.desired.mig)
+        return msgspec.structs.replace(node, spec=msgspec.structs.replace(node.spec, desired=desired))
 
     def _table(self, kind: Kind, type_: type[T], table: dict[str, V], convert: Callable[[T], V]) -> Source:
         """A kind whose objects are converted one by one into a table."""

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from gpufleet.fleet import pods, selectors
+from gpufleet.fleet.cuts import counted
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.quantities import resource_amount
 from gpufleet.fleet.snapshot import DisruptionBudget
 from gpufleet.kube import objects
 from gpufleet.kube.conventions.labels import gang_of
+from gpufleet.kube.cuts import cuttable_gpus
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.requests import effective_requests
 from gpufleet.kube.times import parse_time
@@ -102,6 +104,10 @@ def node_value(node: objects.Node, gpu_node: GPUNode | None = None) -> Node:
     else:
         capacity = node.status.capacity.items()
         devices = {name: resource_amount(name, text) for name, text in capacity if pods.is_gpu_resource(name)}
+    sick = {name: count - allocatable.get(name, 0) for name, count in devices.items()}
+    gpus = cuttable_gpus(gpu_node) if gpu_node is not None else ()
+    for name, count in counted(gpus, going=True).items():
+        allocatable[name] = allocatable.get(name, 0) - count
     ready = next((c.status for c in node.status.conditions if c.type == "Ready"), "Unknown")
     return Node(
         name=node.metadata.name,
@@ -110,9 +116,9 @@ def node_value(node: objects.Node, gpu_node: GPUNode | None = None) -> Node:
         taints=tuple(selectors.Taint(t.key, t.effect, t.value) for t in node.spec.taints),
         unschedulable=node.spec.unschedulable,
         ready=ready == "True",
-        unhealthy={
-            name: sick for name, count in devices.items() if (sick := count - allocatable.get(name, 0)) > 0
-        },
+        unhealthy={name: count for name, count in sick.items() if count > 0},
+        gpus=gpus,
+        may_switch=bool(gpus) and gpu_node is not None and gpu_node.spec.desired.allow_mode_switch,
     )
 
 

@@ -144,6 +144,7 @@ class Simulation(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fie
         ),
     ] = 30.0
     termination_seconds: Annotated[_Seconds, Meta(description="End of a container after SIGTERM.")] = 0.5
+    mig_seconds: Annotated[_Seconds, Meta(description="Cut of GPUs by MIG.")] = 0.3
     backoff_seconds: Annotated[
         _Seconds,
         Meta(description="First pause before a failed container starts again; it doubles up to 300."),

@@ -91,6 +91,7 @@ def at_its_best(node: Node) -> Node:
         unschedulable=False,
         unread_pods=(),
         taints=lasting,
+        gpus=tuple(msgspec.structs.replace(gpu, busy=(), held=False, blocked=False) for gpu in node.gpus),
     )
 
 

@@ -21,12 +21,15 @@ from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling import remedies
 from gpufleet.scheduling.affinity import all_terms_test
 from gpufleet.scheduling.changes import Change, at_its_best, helpful_changes, served
+from gpufleet.scheduling.cuts import Cutting
 from gpufleet.scheduling.cycle import Policy, consider, decide
 from gpufleet.scheduling.gangs import Unit, units
 from gpufleet.scheduling.holders import Holder, holders, in_the_way
 from gpufleet.scheduling.ledger import Ledger, account_of
 from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
+
+_UNDER_WAY = frozenset({"WaitingForVictims", "WaitingForVolume", "WaitingForCut"})
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -108,7 +111,7 @@ def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanatio
         text = "it fits now; the next decision places it"
         return _explanation(pod, "soon", (Reason("Schedulable", text, pod.key),))
     reasons = next(action.reasons for action in actions if isinstance(action, Unschedulable))
-    if any(reason.code in ("WaitingForVictims", "WaitingForVolume") for reason in reasons):
+    if any(reason.code in _UNDER_WAY for reason in reasons):
         return _explanation(pod, "soon", reasons)
     bound = {action.pod.key for action in plan.actions if isinstance(action, Bind)}
     queue = units(snapshot, policy.responsible)
@@ -142,7 +145,9 @@ def fits_empty(snapshot: Snapshot, unit: Unit) -> bool:
     empty = msgspec.structs.replace(snapshot, nodes=nodes, pods_by_node={})
     accounts = {name: account_of(node, {}) for name, node in nodes.items()}
     pods = [_in_company(pod, snapshot) for pod in unit.pods]
-    return len(place(pods, Trial(Ledger(empty, accounts)))) >= unit.needed
+    if len(place(pods, Trial(Ledger(empty, accounts)))) >= unit.needed:
+        return True
+    return Cutting(Trial(Ledger(empty, accounts))).rooms(pods, unit.needed) is not None
 
 
 def _in_company(pod: Pod, snapshot: Snapshot) -> Pod:

@@ -18,6 +18,7 @@ BIND_DELAY_SECONDS = Histogram(
 EVICTIONS = Counter(
     "gpufleet_scheduling_evictions", "Pods evicted so that others of higher priority can run."
 )
+CUTS = Counter("gpufleet_scheduling_cuts", "GPUs that were asked to be cut by MIG for a pod, or made whole.")
 WRITE_ERRORS = Counter(
     "gpufleet_scheduling_write_errors", "Writes of a decision that the API server refused."
 )

@@ -17,12 +17,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.plans import Bind, BindVolume, Evict, Nominate, SelectNode
+from gpufleet.fleet.plans import Bind, BindVolume, Cut, Evict, Nominate, SelectNode
 from gpufleet.fleet.pods import Pod
 from gpufleet.kube import kinds, writes
 from gpufleet.kube.client import Client
+from gpufleet.kube.cuts import wish_for, write_wishes
 from gpufleet.kube.errors import ApiError
 from gpufleet.kube.events import EventRecorder
+from gpufleet.kube.gpunode import MigWish
 from gpufleet.kube.leases import NotLeader
 from gpufleet.kube.snapshot import SnapshotBuilder
 from gpufleet.scheduling import metrics
@@ -34,7 +36,7 @@ log = logging.getLogger("gpufleet.scheduling")
 WRITERS = 48
 LOOK_AGAIN_SECONDS = 1.0
 
-Write = Bind | Evict | Nominate | SelectNode | BindVolume
+Write = Bind | Evict | Nominate | SelectNode | BindVolume | Cut
 
 
 class Writers:
@@ -55,12 +57,18 @@ class Writers:
         self._reports = reports
         self._pauses = pauses
         self._wake = wake
+        self._wishes: dict[str, tuple[MigWish, ...]] = {}
+        """What is asked of the GPUs of a node and not written yet: one write says all of it."""
         self._queue: asyncio.Queue[tuple[int, Write]] = asyncio.Queue()
 
     def add(self, action: Write, decision: int) -> None:
         """Assume an action of a decision (by its number) and queue its write."""
         if decided := _decided(action):
             self._builder.assume(action.pod, **decided)
+        if isinstance(action, Cut):
+            self._wishes[action.node] = self._builder.assume_wish(
+                action.node, wish_for(action.gpu, action.layout)
+            )
         self._queue.put_nowait((decision, action))
 
     async def run(self) -> None:
@@ -103,6 +111,10 @@ class Writers:
                 await writes.evict(self._client, pod, message=message, now=time.time())
             case Nominate():
                 await writes.nominate(self._client, pod, action.node)
+            case Cut():
+                wishes = self._wishes.pop(action.node, None)
+                if wishes is not None:
+                    await write_wishes(self._client, action.node, wishes)
             case SelectNode() | BindVolume():
                 claim = self._builder.claim(action.claim)
                 if claim is None:
@@ -125,6 +137,9 @@ class Writers:
                 log.info("evicted", extra={**told, "node": pod.node, "beneficiary": action.beneficiary})
             case Nominate():
                 log.info("nominated", extra={**told, "node": action.node})
+            case Cut():
+                metrics.CUTS.inc()
+                log.info("cut", extra={**told, "node": action.node, "reasons": action.reasons[0].message})
             case SelectNode():
                 log.info(
                     "node selected for claim", extra={**told, "claim": action.claim, "node": action.node}
@@ -172,6 +187,8 @@ class Writers:
     def _refused(self, action: Write, error: GpufleetError, told: dict[str, object]) -> None:
         if decided := _decided(action):
             self._builder.forget(action.pod, **decided)
+        if isinstance(action, Cut):
+            self._builder.forget_wishes(action.node)
         log.warning("write refused", extra={**told, "error": error.message})
         pod = self._builder.pod(action.beneficiary) if isinstance(action, Evict) else action.pod
         if pod is not None:
@@ -198,7 +215,7 @@ def _decided(action: Write) -> dict[str, Any]:
             return {"terminating": True}
         case Nominate():
             return {"nominated_node": action.node}
-        case SelectNode() | BindVolume():
+        case SelectNode() | BindVolume() | Cut():
             return {}
 
 
@@ -216,7 +233,7 @@ def _shows(pod: Mapping[str, Any], action: Write) -> bool:
             return not same or "deletionTimestamp" in metadata
         case Nominate():
             return bool(same and pod.get("status", {}).get("nominatedNodeName", "") == action.node)
-        case SelectNode() | BindVolume():
+        case SelectNode() | BindVolume() | Cut():
             return False
 
 
@@ -228,6 +245,8 @@ def _described(action: Write) -> str:
             return f"evicting {action.pod.key} for {action.beneficiary}"
         case Nominate():
             return f"nominating {action.node or 'no node'} for {action.pod.key}"
+        case Cut():
+            return f"cutting a GPU of {action.node} for {action.pod.key}"
         case SelectNode():
             return f"selecting {action.node} for claim {action.claim}"
         case BindVolume():

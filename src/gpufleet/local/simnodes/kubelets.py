@@ -88,6 +88,7 @@ class Kubelets:
         self._recorder = recorder
         self._clock = clock
         self._pods: dict[str, Tracked] = {}
+        self._cutting: set[str] = set()
         self._quiet = len(nodes) > QUIET_ABOVE_NODES
         self.statuses: StatusWriter
         self.records: RecordWriter
@@ -165,9 +166,21 @@ class Kubelets:
             }
             for problem in fault_problems(node.faults, len(node.gpus.inventory.gpus)):
                 self._recorder.record(reference, "Warning", "InvalidSimulation", ACTION, problem)
+        self._cut_soon(node)
         if node.gpus.healing:
             asyncio.get_running_loop().call_later(CALM_S, self._look_again, node)
         return changed
+
+    def _cut_soon(self, node: SimulatedNode) -> None:
+        """Cut GPUs that the controller asks for, after the time that a driver would take."""
+        if node.must_cut and node.name not in self._cutting:
+            self._cutting.add(node.name)
+            asyncio.get_running_loop().call_later(self._times.mig_seconds, self._cut, node)
+
+    def _cut(self, node: SimulatedNode) -> None:
+        self._cutting.discard(node.name)
+        if node.cut():
+            self.records.changed(node.name)
 
     def _look_again(self, node: SimulatedNode) -> None:
         if node.look():
@@ -320,6 +333,7 @@ class Kubelets:
             case Over():
                 if node.release(run.uid):
                     self.records.changed(node.name)
+                    self._cut_soon(node)
                 self._grant_deferred(node)
 
     def _wake_at(self, tracked: Tracked, at: float) -> None:

@@ -57,6 +57,8 @@ class SimulatedNode:
         self.machine = machine
         self.gpus = SimulatedGPUs(machine.product, machine.inventory, machine.config, clock or RunningClock())
         self.holdings = Holdings()
+        self.published = self.gpus.labels()
+        """The labels about GPUs that the Node object has."""
         self.present = False
         self.uid = ""
         self.generation = 0
@@ -90,9 +92,25 @@ class SimulatedNode:
         """Take over faults and quarantine; whether the health of a device changed by that."""
         self.generation = gpu_node.metadata.generation
         self.faults = gpu_node.metadata.annotations.get(FAULTS_ANNOTATION, "")
-        changed = self.gpus.obey(parse_faults(self.faults), gpu_node.spec.desired.quarantine)
+        desired = gpu_node.spec.desired
+        asked = self.gpus.ask(desired)
+        changed = self.gpus.obey(parse_faults(self.faults), desired.quarantine)
+        self._count_devices()
+        return changed or asked
+
+    @property
+    def must_cut(self) -> bool:
+        """Whether the controller asks for GPUs to be cut otherwise than they are."""
+        return bool(self.gpus.to_cut(self._busy()))
+
+    def cut(self) -> bool:
+        """Cut the GPUs as the controller asks; whether anything changed."""
+        changed = self.gpus.cut(self._busy())
         self._count_devices()
         return changed
+
+    def _busy(self) -> frozenset[str]:
+        return frozenset(uuid for holding in self.holdings.all for uuid in holding.devices)
 
     def look(self) -> bool:
         """Take in what has happened to the GPUs; whether what is offered or said of them changed."""

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from gpufleet.kube.client import ApiError, Client
+from gpufleet.kube.cuts import MIG_CONDITION
 from gpufleet.kube.gpunode import GPUNodeStatus, StartPhase
 from gpufleet.kube.gpunode_writes import write_gpu_node_status
 from gpufleet.kube.kinds import NODES, PODS
@@ -170,9 +171,21 @@ class RecordWriter:
         self._last[name] = status
         if before is not None and before.resources != status.resources:
             await self._offer(node, before, status)
+        await self._label(node)
         for uid in pending & node.recording:
             node.recording.discard(uid)
             self._recorded(uid)
+
+    async def _label(self, node: SimulatedNode) -> None:
+        """Bring the labels that describe the GPUs up to date, as the agent of a node does."""
+        labels, known = node.gpus.labels(), node.published
+        if labels == known:
+            return
+        gone: dict[str, str | None] = {key: None for key in known if key not in labels}
+        await self._client.patch(
+            NODES, node.name, {"metadata": {"labels": gone | labels}}, type=PartialObject
+        )
+        node.published = labels
 
     async def _offer(self, node: SimulatedNode, before: GPUNodeStatus, status: GPUNodeStatus) -> None:
         """Tell the Node object too, as a kubelet does when a device plugin reports a change of health."""
@@ -187,7 +200,7 @@ class RecordWriter:
     def _status(self, node: SimulatedNode) -> GPUNodeStatus:
         now, last = self._clock(), self._last.get(node.name)
         phases = last.phases if last else _phases(self._started, now)
-        conditions = last.conditions if last else (_ready(now),)
+        conditions = _conditions(node, last.conditions if last else (), now)
         return msgspec.structs.replace(
             node.status(),
             observed_generation=node.generation,
@@ -202,11 +215,21 @@ def _phases(started: float, now: float) -> tuple[StartPhase, ...]:
     return tuple(StartPhase(name=name, time=format_time(at)) for name, at in times)
 
 
-def _ready(now: float) -> Condition:
-    return Condition(
-        type="Ready",
-        status="True",
-        reason="AgentReady",
-        message="the simulated agent reports",
-        last_transition_time=format_time(now),
+def _conditions(node: SimulatedNode, before: tuple[Condition, ...], now: float) -> tuple[Condition, ...]:
+    """Ready, and whether GPUs are cut as they are asked to be; a condition keeps its time while it stands."""
+    problem = node.gpus.mig_problem
+    rows = (
+        ("Ready", "True", "AgentReady", "the simulated agent reports"),
+        (MIG_CONDITION, "False", "MigBlocked", problem)
+        if problem
+        else (MIG_CONDITION, "True", "MigAsAsked", ""),
     )
+    known = {one.type: one for one in before}
+    found = []
+    for kind, status, reason, message in rows:
+        last = known.get(kind)
+        since = last.last_transition_time if last and last.status == status else format_time(now)
+        found.append(
+            Condition(type=kind, status=status, reason=reason, message=message, last_transition_time=since)
+        )
+    return tuple(found)

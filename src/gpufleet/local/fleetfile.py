@@ -25,6 +25,7 @@ from gpufleet.local.yamlfile import YamlDocument
 
 REASON = "InvalidFleetFile"
 MAX_NODES = 1000
+DYNAMIC = "dynamic"
 
 _Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 _Pause = Annotated[float, Meta(ge=0.1, le=300)]
@@ -77,7 +78,10 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
     taints: Annotated[tuple[str, ...], Meta(description="Taints as key=value:Effect.")] = ()
     mig: Annotated[
         str | tuple[str, ...] | None,
-        Meta(description="MIG layout of every GPU: a name as all-balanced, or a list of profiles."),
+        Meta(
+            description="MIG layout of every GPU: a name as all-balanced, a list of profiles, or dynamic: cut as "
+            "pods need it."
+        ),
     ] = None
     sharing: Annotated[Sharing, Meta(description="Sharing of whole GPUs.")] = Sharing()
 
@@ -96,6 +100,11 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
         return self.pool or self.name
 
     @property
+    def dynamic(self) -> bool:
+        """Whether GPUs are cut as pods need it."""
+        return self.mig == DYNAMIC
+
+    @property
     def gpus(self) -> int:
         """GPUs of each node."""
         if self.gpu is None:
@@ -104,9 +113,9 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
 
     @property
     def profiles(self) -> tuple[str, ...] | None:
-        """MIG profiles of every GPU, None while MIG mode is off."""
+        """MIG profiles of every GPU at first, None while MIG mode is off."""
         product = self.product
-        if self.mig is None or product is None:
+        if self.mig is None or self.dynamic or product is None:
             return None
         geometry = mig.geometry_of(product)
         return mig.layout(geometry, self.mig) if isinstance(self.mig, str) else self.mig

@@ -1,4 +1,5 @@
-"""The GPU pools of a local fleet: one for each name that a group with GPUs gives as its `pool`.
+"""The GPU pools of a local fleet: one for each name that a group with GPUs gives as its `pool`, and
+for each group whose GPUs are cut as pods need it.
 
 A pool selects its nodes by the labels that they register with, and asks for what the file already gives them,
 so the controller finds nothing to change on a new fleet. Where groups of one pool differ (taints, purpose,
@@ -25,7 +26,9 @@ T = TypeVar("T")
 
 def pools(fleet: Fleet, fleet_name: str) -> list[dict[str, Any]]:
     """The manifests of a fleet's pools, by name."""
-    named = sorted({group.pool for group in fleet.groups if group.pool and group.gpus})
+    named = sorted(
+        {group.pool_label for group in fleet.groups if group.gpus and (group.pool or group.dynamic)}
+    )
     members = {name: [group for group in fleet.groups if group.pool_label == name] for name in named}
     return [_pool(name, groups, fleet_name) for name, groups in members.items()]
 
@@ -81,4 +84,6 @@ def _sharing(group: Group) -> Mapping[str, Any]:
 def _mig(group: Group) -> Mapping[str, Any]:
     if group.mig is None:
         return {}
+    if group.dynamic:
+        return {"dynamic": True, "allowModeSwitch": True}
     return {"layout": group.mig} if isinstance(group.mig, str) else {"profiles": list(group.mig)}

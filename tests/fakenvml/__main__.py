@@ -1,8 +1,9 @@
-"""`python -m tests.fakenvml FOLDER --product h100 --gpus 8`: a fake NVML in a folder, ready for any client."""
+"""`python -m tests.fakenvml FOLDER --product h100 --gpus 8`: a fake NVML in a folder, for any client."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from tests.fakenvml.library import STATE, build
@@ -22,7 +23,7 @@ def main() -> None:
     folder: Path = given.folder.resolve()
     library = build(folder)
     state = folder / "machine"
-    MachineFile(state).update(lambda _: machine(find_product(given.product), given.gpus))
+    MachineFile(state).update(lambda _: machine(find_product(given.product), given.gpus, now_s=time.time()))
     print(f"export LD_LIBRARY_PATH={library.parent} {STATE}={state}")
 
 

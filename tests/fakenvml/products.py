@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from msgspec.structs import replace
 from tests.fakenvml.gpu import (
     Fabric,
     FakeCompute,
@@ -32,14 +33,17 @@ _SHAPES = {
 }  # fmt: skip
 _SMALL_SHAPES = {
     # the same on GPUs with 4 memory slices
-    (1, 1, False): (0, 14), (1, 1, True): (7, 21), (2, 2, False): (1, 5), (2, 2, True): (8, 6), (4, 4, False): (3, 0),
+    (1, 1, False): (0, 14), (1, 1, True): (7, 21), (2, 2, False): (1, 5), (2, 2, True): (8, 6),
+    (4, 4, False): (3, 0),
 }  # fmt: skip
 
 
-def machine(product: Product, count: int, *, node: str = "node") -> FakeMachine:
-    """`count` idle GPUs of a product, MIG mode off."""
+def machine(product: Product, count: int, *, node: str = "node", now_s: float = 0.0) -> FakeMachine:
+    """`count` idle GPUs of a product, MIG mode off; they count energy from a time on."""
     inventory = make_inventory(product, count, node=node)
-    return machine_of(product, inventory, links_of(product, inventory.gpus))
+    made = machine_of(product, inventory, links_of(product, inventory.gpus))
+    meter = Meter(100.0 * product.power_w, since_s=now_s)
+    return replace(made, gpus=tuple(replace(gpu, power=meter) for gpu in made.gpus))
 
 
 def machine_of(product: Product, inventory: Inventory, links: Mapping[tuple[str, str], Link]) -> FakeMachine:

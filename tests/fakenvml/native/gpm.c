@@ -1,15 +1,16 @@
-/* GPM: a sample is what the meters of a GPU or GPU instance showed at one time; two of them give averages. */
+/* GPM: a sample is what the meters of a GPU or GPU instance showed at one time; two of them give averages. What
+ * the state does not give is idle. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "call.h"
 
-enum { MAX_METRICS = 480 };
+enum { MAX_METRICS = 480, FIRST_NVLINK = 60, LAST_NVLINK = 97 };
 
 typedef struct {
     unsigned gpu, instance, metrics;
-    bool filled;
+    bool filled, nvlink;
     double taken;
     struct {
         unsigned metric;
@@ -58,6 +59,7 @@ static nvmlReturn_t fill(const Machine *machine, const Gpu *gpu, unsigned instan
         sample->meter[sample->metrics].metric = metric;
         sample->meter[sample->metrics++].total = meter_total(machine, &meter);
     }
+    sample->nvlink = fact_first(gpu->fact, gpu->facts, "nvlink") && !gpu_flag(gpu, "mig");
     return NVML_SUCCESS;
 }
 
@@ -82,11 +84,24 @@ API nvmlReturn_t nvmlGpmMigSampleGet(nvmlHandle_t device, unsigned instance, voi
     return call_end(status);
 }
 
-static const double *total_of(const Sample *sample, unsigned metric) {
+static double total_of(const Sample *sample, unsigned metric) {
     for (unsigned i = 0; i < sample->metrics; i++)
         if (sample->meter[i].metric == metric)
-            return &sample->meter[i].total;
-    return NULL;
+            return sample->meter[i].total;
+    return 0;
+}
+
+static nvmlReturn_t measure(const Sample *first, const Sample *second, nvmlGpmMetric *metric) {
+    double passed = second->taken - first->taken;
+    metric->value = 0;
+    if (metric->id == 0 || metric->id >= MAX_METRICS)
+        return NVML_INVALID_ARGUMENT;
+    if (metric->id >= FIRST_NVLINK && metric->id <= LAST_NVLINK && !(first->nvlink && second->nvlink))
+        return NVML_NOT_SUPPORTED;
+    if (passed <= 0)
+        return NVML_NO_DATA;
+    metric->value = (total_of(second, metric->id) - total_of(first, metric->id)) / passed;
+    return NVML_SUCCESS;
 }
 
 API nvmlReturn_t nvmlGpmMetricsGet(nvmlGpmMetrics *request) {
@@ -100,12 +115,7 @@ API nvmlReturn_t nvmlGpmMetricsGet(nvmlGpmMetrics *request) {
     if (!first || !second || !first->filled || !second->filled || first->gpu != second->gpu ||
         first->instance != second->instance)
         return call_end(NVML_INVALID_ARGUMENT);
-    double passed = second->taken - first->taken;
-    for (unsigned i = 0; i < request->count; i++) {
-        nvmlGpmMetric *metric = &request->metrics[i];
-        const double *before = total_of(first, metric->id), *after = total_of(second, metric->id);
-        metric->status = before && after ? passed > 0 ? NVML_SUCCESS : NVML_NO_DATA : NVML_NOT_SUPPORTED;
-        metric->value = metric->status == NVML_SUCCESS ? (*after - *before) / passed : 0;
-    }
+    for (unsigned i = 0; i < request->count; i++)
+        request->metrics[i].status = measure(first, second, &request->metrics[i]);
     return call_end(NVML_SUCCESS);
 }

@@ -33,7 +33,7 @@ LastXids = Mapping[Key, int]
 """The last XID of a GPU or GPU instance."""
 
 _ONE, _MILLI, _KILOBYTE = 1, 0.001, 1000
-_SINGLE, _DOUBLE = pynvml.NVML_MEMORY_ERROR_TYPE_SINGLE, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
+_SINGLE, _DOUBLE = pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
 _CORE = pynvml.NVML_TEMPERATURE_GPU
 _VOLATILE, _EVER = pynvml.NVML_VOLATILE_ECC, pynvml.NVML_AGGREGATE_ECC
 
@@ -48,19 +48,19 @@ def _clock_reasons(gpu: Handle) -> int:
 
 # fmt: off
 _BOARD: tuple[tuple[str, float, Callable[..., float], *tuple[int, ...]], ...] = (
-    # DCGM field                             factor   NVML call and its arguments
-    ("DCGM_FI_DEV_SM_CLOCK",                  _ONE,    pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
-    ("DCGM_FI_DEV_MEM_CLOCK",                 _ONE,    pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_MEM),
-    ("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",    _ONE,    _clock_reasons),
-    ("DCGM_FI_DEV_GPU_TEMP",                  _ONE,    pynvml.nvmlDeviceGetTemperature, _CORE),
-    ("DCGM_FI_DEV_POWER_USAGE",               _MILLI,  pynvml.nvmlDeviceGetPowerUsage),
-    ("DCGM_FI_DEV_POWER_MGMT_LIMIT",          _MILLI,  pynvml.nvmlDeviceGetEnforcedPowerLimit),
-    ("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",  _ONE,    pynvml.nvmlDeviceGetTotalEnergyConsumption),
-    ("DCGM_FI_DEV_PCIE_REPLAY_COUNTER",       _ONE,    pynvml.nvmlDeviceGetPcieReplayCounter),
-    ("DCGM_FI_DEV_ECC_SBE_VOL_TOTAL",         _ONE,    pynvml.nvmlDeviceGetTotalEccErrors, _SINGLE, _VOLATILE),
-    ("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",         _ONE,    pynvml.nvmlDeviceGetTotalEccErrors, _DOUBLE, _VOLATILE),
-    ("DCGM_FI_DEV_ECC_SBE_AGG_TOTAL",         _ONE,    pynvml.nvmlDeviceGetTotalEccErrors, _SINGLE, _EVER),
-    ("DCGM_FI_DEV_ECC_DBE_AGG_TOTAL",         _ONE,    pynvml.nvmlDeviceGetTotalEccErrors, _DOUBLE, _EVER),
+    # DCGM field                             factor  NVML call and its arguments
+    ("DCGM_FI_DEV_SM_CLOCK",                  _ONE,   pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
+    ("DCGM_FI_DEV_MEM_CLOCK",                 _ONE,   pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_MEM),
+    ("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",    _ONE,   _clock_reasons),
+    ("DCGM_FI_DEV_GPU_TEMP",                  _ONE,   pynvml.nvmlDeviceGetTemperature, _CORE),
+    ("DCGM_FI_DEV_POWER_USAGE",               _MILLI, pynvml.nvmlDeviceGetPowerUsage),
+    ("DCGM_FI_DEV_POWER_MGMT_LIMIT",          _MILLI, pynvml.nvmlDeviceGetEnforcedPowerLimit),
+    ("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",  _ONE,   pynvml.nvmlDeviceGetTotalEnergyConsumption),
+    ("DCGM_FI_DEV_PCIE_REPLAY_COUNTER",       _ONE,   pynvml.nvmlDeviceGetPcieReplayCounter),
+    ("DCGM_FI_DEV_ECC_SBE_VOL_TOTAL",         _ONE,   pynvml.nvmlDeviceGetTotalEccErrors, _SINGLE, _VOLATILE),
+    ("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",         _ONE,   pynvml.nvmlDeviceGetTotalEccErrors, _DOUBLE, _VOLATILE),
+    ("DCGM_FI_DEV_ECC_SBE_AGG_TOTAL",         _ONE,   pynvml.nvmlDeviceGetTotalEccErrors, _SINGLE, _EVER),
+    ("DCGM_FI_DEV_ECC_DBE_AGG_TOTAL",         _ONE,   pynvml.nvmlDeviceGetTotalEccErrors, _DOUBLE, _EVER),
 )
 _FIELDS = (
     # DCGM field                       NVML field                                reason where the GPU has none

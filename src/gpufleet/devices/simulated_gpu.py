@@ -143,7 +143,7 @@ class SimulatedGPU(msgspec.Struct, frozen=True):
 
 def make_gpu(gpu: GPU, product: Product) -> SimulatedGPU:
     """An idle GPU at time 0."""
-    return SimulatedGPU(gpu, product, Load(phase=phase_of(gpu.uuid)))
+    return SimulatedGPU(gpu, product, Load(phase=phase_of(gpu.uuid))).turned(0.0)
 
 
 def compute_share(gpu: GPU, instance: GPUInstance) -> float:

@@ -15,11 +15,9 @@ from tests.fakenvml.machine import FakeMachine
 from tests.node.nvml_nodes import CLOCK_S, NvmlNode
 
 from gpufleet.devices.backend import Sample
-from gpufleet.devices.boards import make_inventory
 from gpufleet.devices.clocks import ManualClock
 from gpufleet.devices.inventory import ComputeInstance, GPUInstance, Inventory
 from gpufleet.devices.nvml_gpm import _METRICS
-from gpufleet.devices.partitions import with_compute_instance, with_gpu_instance
 from gpufleet.devices.simulated_backend import SimulatedBackend
 from gpufleet.devices.timeline import (
     AddErrors,
@@ -33,8 +31,7 @@ from gpufleet.devices.timeline import (
     SetTemperature,
     Throttle,
 )
-from gpufleet.fleet.mig import cut, geometry_of, layout
-from gpufleet.fleet.products import Product, find_product
+from gpufleet.fleet.products import Product
 
 GONE = "GPU is lost"
 """What NVML says of a lost GPU."""
@@ -76,29 +73,6 @@ class Pair:
         simulated = self.simulated.sample()
         self.node.change(lambda machine: mirrored(machine, simulated, before))
         return simulated, self.nvml.sample()
-
-
-def cut_node(product: str, count: int, name: str = "all-balanced") -> tuple[Product, Inventory]:
-    """A product, and a node of it whose GPUs with MIG are cut in a layout."""
-    found = find_product(product)
-    inventory = make_inventory(found, count, node=f"{product}-node", machine="Test Server")
-    if not found.mig:
-        return found, inventory
-    places = cut(geometry_of(found), layout(geometry_of(found), name))
-    gpus = []
-    for gpu in inventory.gpus:
-        shown = replace(gpu, mig="on")
-        for place in places:
-            shown, made = with_gpu_instance(shown, place.profile, place.start)
-            shown, _ = with_compute_instance(shown, made)
-        gpus.append(shown)
-    return found, replace(inventory, gpus=tuple(gpus))
-
-
-def whole_node(product: str, count: int) -> tuple[Product, Inventory]:
-    """A product, and a node of it without MIG instances."""
-    found = find_product(product)
-    return found, make_inventory(found, count, node=f"{product}-node", machine="Test Server")
 
 
 def unnamed(inventory: Inventory) -> Inventory:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from msgspec.structs import replace
 from tests.fakenvml.machine import FakeMachine
 from tests.fakenvml.products import machine_of
 from tests.fakenvml.statefile import MachineFile
 
-from gpufleet.devices.boards import links_of
+from gpufleet.devices.boards import links_of, make_inventory
 from gpufleet.devices.hostfiles import NVML, kernel_bus_id
 from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.nvml import NvmlBackend
-from gpufleet.fleet.products import Product
+from gpufleet.devices.partitions import with_compute_instance, with_gpu_instance
+from gpufleet.fleet.mig import cut, geometry_of, layout
+from gpufleet.fleet.products import Product, find_product
+
+BOUND_S = 10.0
+"""How long a test waits for what should come at once."""
 
 CLOCK_S = 1_000_000.0
 """What the clock of a machine shows when a test begins, where a test stops it."""
@@ -62,3 +72,74 @@ class NvmlNode:
         self.change(lambda machine: machine.calm())
         for backend in self._open:
             backend.close()
+
+
+def cut_node(product: str, count: int, name: str = "all-balanced") -> tuple[Product, Inventory]:
+    """A product, and a node of it whose GPUs with MIG are cut in a layout."""
+    found = find_product(product)
+    inventory = make_inventory(found, count, node=f"{product}-node", machine="Test Server")
+    if not found.mig:
+        return found, inventory
+    places = cut(geometry_of(found), layout(geometry_of(found), name))
+    gpus = []
+    for gpu in inventory.gpus:
+        shown = replace(gpu, mig="on")
+        for place in places:
+            shown, made = with_gpu_instance(shown, place.profile, place.start)
+            shown, _ = with_compute_instance(shown, made)
+        gpus.append(shown)
+    return found, replace(inventory, gpus=tuple(gpus))
+
+
+def whole_node(product: str, count: int) -> tuple[Product, Inventory]:
+    """A product, and a node of it without MIG instances."""
+    found = find_product(product)
+    return found, make_inventory(found, count, node=f"{product}-node", machine="Test Server")
+
+
+def whole_h100(node: NvmlNode, count: int = 2) -> NvmlBackend:
+    """The node shows whole H100; its backend."""
+    node.show(*whole_node("h100", count))
+    return node.backend()
+
+
+def cut_h100(node: NvmlNode, count: int = 1) -> NvmlBackend:
+    """The node shows H100 that are cut evenly; its backend."""
+    node.show(*cut_node("h100", count))
+    return node.backend()
+
+
+def misbehave(
+    node: NvmlNode, pattern: str, code: int, *, gpu: int | None = None, times: int | None = None
+) -> None:
+    """Let calls fail with an NVML code."""
+    node.change(lambda machine: machine.fail(pattern, code, gpu=gpu, times=times))
+
+
+def apart(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, in which `NvmlBackend` and `Path` are known."""
+    begin = "from pathlib import Path\nfrom gpufleet.devices.nvml import NvmlBackend\n"
+    return subprocess.run([sys.executable, "-c", begin + code], capture_output=True, text=True, timeout=60)
+
+
+def elsewhere(node: NvmlNode, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, in which `backend` is that of the node and `Path` is known."""
+    return apart(f"backend = NvmlBackend(Path({str(node.root)!r}))\n{code}")
+
+
+@contextmanager
+def in_background(call: Callable[[], object]) -> Iterator[threading.Thread]:
+    """A thread that makes a call, which has to end by the end of the block."""
+    thread = threading.Thread(target=call)
+    thread.start()
+    yield thread
+    thread.join(BOUND_S)
+    assert not thread.is_alive()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + BOUND_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)

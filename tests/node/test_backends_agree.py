@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 from msgspec.structs import replace
-from tests.node.backend_pairs import GONE, Pair, cut_node, unnamed, whole_node
-from tests.node.nvml_nodes import NvmlNode
+from tests.node.backend_pairs import GONE, Pair, unnamed
+from tests.node.nvml_nodes import NvmlNode, cut_node, whole_node
 
 from gpufleet.devices.backend import Backend, BackendError, Event, Sample
 from gpufleet.devices.feature_labels import feature_labels

@@ -48,6 +48,7 @@ class NvmlBackend:
         self._events = EventWatch(handles)
         self._sampling = threading.Lock()
         self._xids: dict[Key, int] = {}
+        self._closed = False
 
     def inventory(self) -> Inventory:
         """What the GPUs are now."""
@@ -119,14 +120,13 @@ class NvmlBackend:
         return int(field.value)
 
     def close(self) -> None:
-        """Give the driver back what was taken, unless a call hangs in it."""
-        waiting = not self._events.close()
-        if not self._sampling.acquire(timeout=_CLOSE_WITHIN_S):
+        """Give the driver back what was taken; while a call hangs in it, it keeps that."""
+        if self._closed or not self._events.close() or not self._sampling.acquire(timeout=_CLOSE_WITHIN_S):
             return
+        self._closed = True
         try:
-            if not waiting:
-                with trying("close NVML"):
-                    self._samples.close()
-                    pynvml.nvmlShutdown()
+            with trying("close NVML"):
+                self._samples.close()
+                pynvml.nvmlShutdown()
         finally:
             self._sampling.release()

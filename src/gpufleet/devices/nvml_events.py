@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Literal, TypeAlias
 
 import pynvml
@@ -128,7 +129,8 @@ class EventWatch:
         self._registered.clear()
         if self._set is not None:
             events, self._set = self._set, None
-            pynvml.nvmlEventSetFree(events)
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlEventSetFree(events)
 
 
 def _address(handle: Handle) -> int:

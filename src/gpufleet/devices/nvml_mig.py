@@ -249,9 +249,9 @@ def set_mode(handle: Handle, gpu: str, on: bool) -> bool:
     what = f"switch MIG mode {'on' if on else 'off'} on {gpu}"
     wanted = pynvml.NVML_DEVICE_MIG_ENABLE if on else pynvml.NVML_DEVICE_MIG_DISABLE
     with trying(what):
-        current, _ = pynvml.nvmlDeviceGetMigMode(handle)
+        _, before = pynvml.nvmlDeviceGetMigMode(handle)
         activation = pynvml.nvmlDeviceSetMigMode(handle, wanted)
         if activation not in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_RESET_REQUIRED):
-            pynvml.nvmlDeviceSetMigMode(handle, current)
+            pynvml.nvmlDeviceSetMigMode(handle, before)
             raise pynvml.NVMLError(activation)
     return bool(activation == pynvml.NVML_SUCCESS)

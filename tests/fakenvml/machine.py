@@ -1,217 +1,25 @@
-"""The machine that the fake NVML shows: plain values, and changes that make new values.
+"""The machine that the fake NVML shows, what happens to it, and how its calls misbehave.
 
-A reading that is None does not exist on the machine, and its NVML call answers NOT_SUPPORTED. Rates that NVML
-also shows as a total (power and energy, NVLink traffic, GPM counters) are meters: changing a rate keeps what
-was counted before, so totals and averages over time are exact. `MachineFile.update` passes the time.
-Source: NVML API reference for the meaning and unit of each reading.
+Everything is a value, and each change makes a new one; `MachineFile.update` puts it in force for every
+process. Times are seconds since 1970 on the machine's clock.
 """
 
 from __future__ import annotations
 
 import uuid as uuids
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
+from tests.fakenvml.gpu import FakeCompute, FakeGPU, FakeInstance, FakeProcess, Meter
 
 EventKind = Literal["ecc-single", "ecc-double", "xid", "mig", "unavailable", "recovery"]
-Switch = Literal["unsupported", "off", "on"]
 
 _NAMESPACE = uuids.UUID("0c9f8c0e-2d5b-5b7e-8a3f-67707566616b")
 
 
-class Meter(msgspec.Struct, frozen=True):
-    """A rate in units per second since `since_s`, and the units counted before that."""
-
-    rate: float = 0.0
-    total: float = 0.0
-    since_s: float = 0.0
-
-    def at(self, now_s: float) -> float:
-        """Units counted until a time."""
-        return self.total + self.rate * max(0.0, now_s - self.since_s)
-
-    def turned(self, rate: float, now_s: float) -> Meter:
-        """The meter that runs at another rate from now on."""
-        return Meter(rate, self.at(now_s), now_s)
-
-
-class FakeProfile(msgspec.Struct, frozen=True):
-    """A GPU instance profile: `enum` is NVML's argument, `id` what it calls the profile afterwards.
-
-    `compute` and `size` are compute and memory slices, `limit` is how many may exist, `media` whether it takes
-    the media engines; memory in MiB, the rest counts of engines.
-    """
-
-    enum: int
-    id: int
-    name: str
-    compute: int
-    size: int
-    limit: int
-    media: bool
-    memory_mib: int
-    multiprocessors: int
-    copy: int
-    decoder: int
-    encoder: int
-    jpeg: int
-    ofa: int
-    starts: tuple[int, ...]
-
-
-class FakeCompute(msgspec.Struct, frozen=True):
-    """A compute instance of `slices` compute slices from slice `start` of its GPU instance."""
-
-    id: int
-    slices: int
-    start: int
-    birth: int
-    uuid: str
-
-
-class FakeInstance(msgspec.Struct, frozen=True):
-    """A GPU instance at a memory slice. `birth` tells it from an earlier one with the same id."""
-
-    id: int
-    profile: int
-    start: int
-    birth: int
-    compute: tuple[FakeCompute, ...] = ()
-
-
-class FakeProcess(msgspec.Struct, frozen=True):
-    """A process on the GPU; `instance` and `compute` are None outside MIG. `kind` is the list it appears in.
-
-    Memory is None where the driver does not say; the rest is utilisation in percent.
-    """
-
-    pid: int
-    memory_mib: int | None = 0
-    instance: int | None = None
-    compute: int | None = None
-    kind: Literal["compute", "graphics", "mps"] = "compute"
-    sm: int = 0
-    memory: int = 0
-    encoder: int = 0
-    decoder: int = 0
-
-
-class RetiredPage(msgspec.Struct, frozen=True):
-    """A retired page; `cause` is NVML's (0 single bit errors, 1 a double bit error), time in microseconds."""
-
-    cause: int
-    address: int
-    time_us: int = 0
-
-
-class Fabric(msgspec.Struct, frozen=True):
-    """NVLink fabric: `state` 3 is completed, `status` an NVML return code."""
-
-    cluster: str
-    clique: int
-    state: int = 3
-    status: int = 0
-    health_mask: int = 0
-    health_summary: int = 1
-
-
-class FakeGPU(msgspec.Struct, frozen=True):
-    """One GPU. Memory in MiB, power in mW, clocks in MHz, PCIe rates in KB/s, temperatures in degrees Celsius.
-
-    `mig_reset`: a change of MIG mode waits for a reset. `mig_query`: profiles are shown while MIG is off.
-    `used_mib` is memory in use beside that of `processes`. `links` holds the PCI bus id that each NVLink ends
-    at, empty for an inactive link. `fields` answers field values by (id, scope) before the built-in ones.
-    """
-
-    uuid: str
-    name: str
-    pci_bus_id: str
-    pci_device: int
-    capability: tuple[int, int]
-    architecture: int
-    memory_mib: int
-    pci_subsystem: int = 0
-    minor: int = 0
-    serial: str = ""
-    numa: int = -1
-    brand: int = 14
-    vbios: str = "96.00.00.00.01"
-    reserved_mib: int = 0
-    used_mib: int = 0
-    compute_mode: int = 0
-    lost: bool = False
-    recovery_action: int | None = 0
-    mig: Switch = "unsupported"
-    mig_pending: Switch = "unsupported"
-    mig_reset: bool = False
-    mig_query: bool = False
-    gpm: bool = False
-
-    util_gpu: int | None = 0
-    util_memory: int | None = 0
-    util_encoder: int | None = 0
-    util_decoder: int | None = 0
-    util_jpeg: int | None = 0
-    util_ofa: int | None = 0
-    temperature: int | None = 35
-    temperature_memory: int | None = 40
-    threshold_shutdown: int | None = 92
-    threshold_slowdown: int | None = 89
-    threshold_memory: int | None = 95
-    threshold_gpu: int | None = 87
-    power_limit: int | None = 700_000
-    clock_graphics: int | None = 345
-    clock_sm: int | None = 345
-    clock_memory: int | None = 2619
-    clock_video: int | None = 765
-    clock_max_graphics: int | None = 1980
-    clock_max_sm: int | None = 1980
-    clock_max_memory: int | None = 2619
-    clock_max_video: int | None = 1545
-    pcie_generation: int | None = 5
-    pcie_width: int | None = 16
-    pcie_max_generation: int | None = 5
-    pcie_max_width: int | None = 16
-    pcie_replays: int | None = 0
-    pcie_tx: int | None = 0
-    pcie_rx: int | None = 0
-    ecc: Switch = "on"
-    ecc_pending: Switch = "on"
-    ecc_single_volatile: int = 0
-    ecc_double_volatile: int = 0
-    ecc_single_aggregate: int = 0
-    ecc_double_aggregate: int = 0
-    remapped_correctable: int | None = 0
-    remapped_uncorrectable: int | None = 0
-    remapped_pending: bool = False
-    remapped_failure: bool = False
-    retired_pending: bool | None = None
-    clock_event_reasons: int | None = 1
-    nvlink_version: int = 0
-
-    power: Meter | None = Meter(70_000)
-    nvlink_tx: Meter = Meter()
-    nvlink_rx: Meter = Meter()
-    links: tuple[str, ...] = ()
-    fabric: Fabric | None = None
-    profiles: tuple[FakeProfile, ...] = ()
-    instances: tuple[FakeInstance, ...] = ()
-    processes: tuple[FakeProcess, ...] = ()
-    retired: tuple[RetiredPage, ...] | None = None
-    violations: Mapping[int, int] = {}
-    gpm_rates: Mapping[tuple[int | None, int], Meter] = {}
-    fields: Mapping[tuple[int, int], int | float] = {}
-
-    def profile(self, name: str) -> FakeProfile:
-        """The profile of a name such as 1g.10gb; raises KeyError."""
-        return {profile.name: profile for profile in self.profiles}[name]
-
-    def profile_of(self, instance: FakeInstance) -> FakeProfile:
-        """The profile of an instance."""
-        return next(profile for profile in self.profiles if profile.id == instance.profile)
+KEPT_EVENTS = 1000
 
 
 class FakeEvent(msgspec.Struct, frozen=True):
@@ -276,19 +84,6 @@ class FakeMachine(msgspec.Struct, frozen=True):
     rules: tuple[Hang | Failure | Crash, ...] = ()
     rule_count: int = 0
 
-    @classmethod
-    def load(cls, path: Path) -> FakeMachine:
-        """The machine in a state file; raises ValueError for a line that it cannot read."""
-        from tests.fakenvml import statefile
-
-        return statefile.read(path)
-
-    def write(self, path: Path) -> None:
-        """Make this the machine in a state file, at once for every process."""
-        from tests.fakenvml import statefile
-
-        statefile.MachineFile(path).update(lambda _: self)
-
     def gpu(self, index: int, /, **readings: object) -> FakeMachine:
         """With other readings of a GPU, by the names of `FakeGPU`'s fields."""
         gpus = list(self.gpus)
@@ -296,16 +91,21 @@ class FakeMachine(msgspec.Struct, frozen=True):
         return replace(self, gpus=tuple(gpus))
 
     def lose(self, index: int) -> FakeMachine:
-        """With a GPU fallen off the bus: every call on it answers GPU_IS_LOST."""
-        return self.gpu(index, lost=True)
+        """With a GPU fallen off the bus: every call on it answers GPU_IS_LOST, its processes die, and the
+        event comes first.
+        """
+        return self.gpu(index, lost=True, processes=()).event(index, "unavailable")
+
+    def find(self, index: int) -> FakeMachine:
+        """With a lost GPU back as it was."""
+        return self.gpu(index, lost=False)
 
     def reset(self, index: int) -> FakeMachine:
-        """With a GPU reset: it is back, pending modes are in force, volatile counters, processes and
-        (with a changed MIG mode) instances are gone.
+        """With a GPU reset: it is back, pending modes are in force, volatile counters, processes, instances
+        and the compute mode are gone, and the event tells when a recovery action is no longer asked for.
         """
         gpu = self.gpus[index]
-        changed = gpu.mig != gpu.mig_pending
-        return self.gpu(
+        changed = self.gpu(
             index,
             lost=False,
             recovery_action=None if gpu.recovery_action is None else 0,
@@ -314,9 +114,11 @@ class FakeMachine(msgspec.Struct, frozen=True):
             ecc_single_volatile=0,
             ecc_double_volatile=0,
             remapped_pending=False,
+            compute_mode=0,
             processes=(),
-            instances=() if changed else gpu.instances,
+            instances=(),
         )
+        return changed.event(index, "recovery", 0) if gpu.recovery_action else changed
 
     def power(self, index: int, milliwatts: float, now_s: float) -> FakeMachine:
         """With a GPU's power changed at a time; its energy counter keeps what it counted."""
@@ -351,11 +153,17 @@ class FakeMachine(msgspec.Struct, frozen=True):
         return machine
 
     def event(
-        self, index: int, kind: EventKind, data: int = 0, instance: int | None = None, compute: int | None = None
+        self,
+        index: int,
+        kind: EventKind,
+        data: int = 0,
+        instance: int | None = None,
+        compute: int | None = None,
     ) -> FakeMachine:
-        """With one more event, which waiting event sets receive."""
+        """With one more event, which waiting event sets receive; the last `KEPT_EVENTS` stay in the file."""
         number = self.events[-1].number + 1 if self.events else 1
-        return replace(self, events=(*self.events, FakeEvent(number, index, kind, data, instance, compute)))
+        event = FakeEvent(number, index, kind, data, instance, compute)
+        return replace(self, events=(*self.events[-KEPT_EVENTS + 1 :], event))
 
     def xid(
         self, index: int, code: int, instance: int | None = None, compute: int | None = None
@@ -417,9 +225,8 @@ class FakeMachine(msgspec.Struct, frozen=True):
             size = gpu.profile_of(other).size
             if start < other.start + size and other.start < start + wanted.size:
                 raise ValueError(f"{profile} at {start} overlaps instance {other.id}")
-        slots = max(one.size for one in gpu.profiles)
-        first, taken = slots // wanted.size - 1, {one.id for one in gpu.instances}
-        ident = next(one for one in range(first, 2 * first + 1) if one not in taken)
+        width = 1 << (wanted.size - 1).bit_length()
+        ident = max(one.size for one in gpu.profiles) // width - 1 + start // width
         birth, offset, parts = self.births + 1, 0, []
         for number, slices in enumerate((wanted.compute,) if compute is None else compute):
             own = birth + 1 + number

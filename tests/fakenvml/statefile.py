@@ -14,23 +14,18 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import msgspec
-
-from tests.fakenvml.machine import (
-    Crash,
-    EventKind,
+from tests.fakenvml.gpu import (
     Fabric,
-    Failure,
     FakeCompute,
-    FakeEvent,
     FakeGPU,
     FakeInstance,
-    FakeMachine,
     FakeProcess,
     FakeProfile,
-    Hang,
     Meter,
+    ProcessKind,
     RetiredPage,
 )
+from tests.fakenvml.machine import Crash, EventKind, Failure, FakeEvent, FakeMachine, Hang
 
 _SCALARS = {"str", "int", "bool", "int | None", "bool | None", "Switch"}
 _HEX = {"pci_device", "pci_subsystem", "clock_event_reasons"}
@@ -111,10 +106,7 @@ def _gpu_lines(gpu: FakeGPU) -> list[str]:
     lines += [f"{name} {_meter(meter)}" for name, meter in meters.items() if meter is not None]
     lines += [f"nvlink {link} {bus or '-'}" for link, bus in enumerate(gpu.links)]
     if gpu.fabric is not None:
-        one = gpu.fabric
-        lines.append(
-            f"fabric {one.cluster} {one.clique} {one.state} {one.status} {one.health_mask} {one.health_summary}"
-        )
+        lines.append(f"fabric {' '.join(str(value) for value in msgspec.structs.astuple(gpu.fabric))}")
     for profile in gpu.profiles:
         *counts, starts = msgspec.structs.astuple(profile)
         words = " ".join(_word(value) for value in counts)
@@ -249,8 +241,9 @@ def _gpu(lines: list[list[str]]) -> FakeGPU:
 
 def _lists(many: dict[str, list[list[str]]]) -> dict[str, Any]:
     compute: dict[int, list[FakeCompute]] = {}
-    for instance, *numbers, uuid in many.pop("compute", []):
-        compute.setdefault(int(instance), []).append(FakeCompute(*map(int, numbers), uuid))
+    for instance, ident, slices, start, birth, uuid in many.pop("compute", []):
+        one = FakeCompute(int(ident), int(slices), int(start), int(birth), uuid)
+        compute.setdefault(int(instance), []).append(one)
     pages = tuple(
         RetiredPage(int(cause), int(page, 0), int(at)) for cause, page, at in many.pop("retired", [])
     )
@@ -258,8 +251,8 @@ def _lists(many: dict[str, list[list[str]]]) -> dict[str, Any]:
         "links": tuple("" if bus == "-" else bus for _, bus in many.pop("nvlink", [])),
         "profiles": tuple(_profile(words) for words in many.pop("profile", [])),
         "instances": tuple(
-            FakeInstance(*map(int, words), compute=tuple(compute.get(int(words[0]), ())))
-            for words in many.pop("instance", [])
+            FakeInstance(int(ident), int(profile), int(start), int(birth), tuple(compute.get(int(ident), ())))
+            for ident, profile, start, birth in many.pop("instance", [])
         ),
         "processes": tuple(_process(words) for words in many.pop("process", [])),
         "retired": pages if many.pop("retires", None) else None,
@@ -279,23 +272,33 @@ def _lists(many: dict[str, list[list[str]]]) -> dict[str, Any]:
 
 
 def _profile(words: list[str]) -> FakeProfile:
-    enum, ident, name, compute, size, limit, media, *engines, starts = words
-    numbers = (int(compute), int(size), int(limit))
-    memory, sms, copy, decoder, encoder, jpeg, ofa = map(int, engines)
-    places = tuple(int(start) for start in starts.split(","))
+    enum, ident, name, compute, size, limit, media, *counts, starts = words
+    memory, multiprocessors, copy, decoder, encoder, jpeg, ofa = map(int, counts)
     return FakeProfile(
-        int(enum), int(ident), name, *numbers, _flag(media), memory, sms, copy, decoder, encoder, jpeg, ofa, places
+        enum=int(enum),
+        id=int(ident),
+        name=name,
+        compute=int(compute),
+        size=int(size),
+        limit=int(limit),
+        media=_flag(media),
+        memory_mib=memory,
+        multiprocessors=multiprocessors,
+        copy=copy,
+        decoder=decoder,
+        encoder=encoder,
+        jpeg=jpeg,
+        ofa=ofa,
+        starts=tuple(int(start) for start in starts.split(",")),
     )
 
 
 def _process(words: list[str]) -> FakeProcess:
     pid, kind, memory, instance, compute, *percents = words
-    if kind not in ("compute", "graphics", "mps"):
+    if kind not in get_args(ProcessKind):
         raise ValueError(f"not a kind of process: {kind!r}")
-    sm, mem, encoder, decoder = map(int, percents)
-    return FakeProcess(
-        int(pid), _opt(memory), _opt(instance), _opt(compute), kind, sm, mem, encoder, decoder
-    )
+    ids = (_opt(memory), _opt(instance), _opt(compute))
+    return FakeProcess(int(pid), *ids, cast(ProcessKind, kind), *map(int, percents))
 
 
 def _optional(name: str) -> bool:

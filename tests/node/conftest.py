@@ -1,13 +1,18 @@
-"""Fixtures of the tests on a node: a real kubelet beside a real control plane where the machine allows."""
+"""Fixtures of the tests on a node: a real kubelet beside a real control plane where the machine allows, and
+the fake NVML where there is a C compiler.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.contract.conftest import pytest_pyfunc_call  # noqa: F401 - runs the async tests here too
 from tests.contract.simnodes.fleet import KubeletControlPlane
+from tests.fakenvml.library import STATE, build, compiler
+from tests.node.nvml_nodes import NvmlNode
 from tests.node.realnode import RealNode, why_not
 
 from gpufleet.kube.client import Client
@@ -42,3 +47,21 @@ def real_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
 async def _prepare(plane: KubeletControlPlane) -> None:
     async with Client(plane.config) as client:
         await establish(client, custom_resources())
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fake `libnvidia-ml.so.1`."""
+    if compiler() is None:
+        pytest.skip("no C compiler (cc, gcc, clang or $CC): the fake NVML cannot be built")
+    return build(tmp_path_factory.getbasetemp().parent / "fakenvml")
+
+
+@pytest.fixture
+def nvml_node(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NvmlNode]:
+    """A node with fake NVML and no GPUs yet."""
+    state = tmp_path / "machine"
+    monkeypatch.setenv(STATE, str(state))
+    node = NvmlNode(tmp_path / "host", nvml_library, state)
+    yield node
+    node.close()

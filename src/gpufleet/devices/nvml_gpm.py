@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 
 import pynvml
 
+from gpufleet.devices.missing import NEEDS_DCGM, SECOND_LOOK
 from gpufleet.devices.nvml_errors import ABSENT
 from gpufleet.devices.nvml_handles import Handle
 
@@ -39,9 +40,6 @@ FIELDS = tuple(name for name, _, _ in _METRICS)
 SHORTEST_S = 0.1
 """Time between two samples that NVML can compute anything from."""
 
-FIRST = "needs a second sample"
-BEFORE_HOPPER = "needs DCGM before Hopper"
-
 Key = tuple[str, int | None]
 """A GPU's uuid, and the id of a GPU instance or None."""
 
@@ -56,7 +54,7 @@ class _Pair:
         self.newer = newer
         self.older = older
         self.at = -math.inf
-        self.last: Readings = ({}, dict.fromkeys(FIELDS, FIRST))
+        self.last: Readings = ({}, dict.fromkeys(FIELDS, SECOND_LOOK))
 
 
 class Gpm:
@@ -118,7 +116,7 @@ class Gpm:
                 if error.value not in ABSENT:
                     return str(error)
                 supported = False
-            self._supported[uuid] = "" if supported else BEFORE_HOPPER
+            self._supported[uuid] = "" if supported else NEEDS_DCGM
         return self._supported[uuid]
 
     def _buffer(self) -> Handle:

@@ -1,7 +1,7 @@
 """The GPUs that NVML lists now, with their handles. A GPU that is gone keeps the uuid that it had.
 
-An index may change when a GPU is added or removed, so nothing keeps a handle: each pass lists them anew, which
-costs two cheap calls per GPU.
+An index may change when a GPU is added or removed, so nothing keeps a handle: each pass lists them anew,
+which costs two cheap calls per GPU.
 """
 
 from __future__ import annotations
@@ -51,3 +51,8 @@ def handle_of(uuid: str) -> Handle:
     """The handle of a GPU; raises BackendError (NotFound, GpuLost, ...)."""
     with trying(f"find {uuid}"):
         return pynvml.nvmlDeviceGetHandleByUUID(uuid)
+
+
+def instance_id(ident: int) -> int | None:
+    """The id of a GPU or compute instance; None for the number by which NVML says that there is none."""
+    return None if ident == pynvml.NVML_GPU_INSTANCE_ID_ANY else int(ident)

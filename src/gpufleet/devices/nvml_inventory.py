@@ -106,7 +106,7 @@ class InventoryReader:
             mig_pending=pending,
             geometry=geometry,
             instances=instances,
-            clique=_clique(handle),
+            clique=read_clique(handle),
             exclusive=known(None, pynvml.nvmlDeviceGetComputeMode, handle) in _EXCLUSIVE,
         )
 
@@ -165,8 +165,13 @@ def _mig_mode(handle: Handle) -> tuple[MigMode, bool]:
     return ("on" if current == pynvml.NVML_DEVICE_MIG_ENABLE else "off"), current != pending
 
 
-def _clique(handle: Handle) -> str:
-    """The NVLink clique of a GPU whose fabric is up, else empty."""
+def mig_is_on(handle: Handle) -> bool:
+    """Whether MIG mode is in force; raises NVMLError."""
+    return _mig_mode(handle)[0] == "on"
+
+
+def read_clique(handle: Handle) -> str:
+    """The NVLink clique of a GPU whose fabric is up, else empty; raises NVMLError."""
     fabric = pynvml.c_nvmlGpuFabricInfo_v2_t()
     if known(None, pynvml.nvmlDeviceGetGpuFabricInfoV, handle, ctypes.byref(fabric)) is None:
         fabric = pynvml.c_nvmlGpuFabricInfo_t()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from typing import Literal, TypeAlias
 
@@ -16,8 +17,9 @@ import msgspec
 import pynvml
 
 from gpufleet.devices.backend import Link
-from gpufleet.devices.nvml_errors import known
-from gpufleet.devices.nvml_handles import Handle
+from gpufleet.devices.nvml_errors import known, trying
+from gpufleet.devices.nvml_handles import Handle, Handles, Listed
+from gpufleet.devices.nvml_inventory import InventoryReader, read_clique
 
 Ancestor: TypeAlias = Literal["board", "switch", "switches", "bridge", "cpu", "system"]
 
@@ -31,6 +33,39 @@ _LEVELS: Mapping[int, Ancestor] = {
 }
 
 _SWITCH = "switch"
+
+
+class LinkReader:
+    """Reads links. For any thread: what two threads read at once, both keep."""
+
+    def __init__(self, handles: Handles, inventory: InventoryReader) -> None:
+        self._handles = handles
+        self._inventory = inventory
+        self._seen: Mapping[tuple[str, str], Link] = {}
+
+    def read(self) -> Mapping[tuple[str, str], Link]:
+        """The links of all pairs by index; of a GPU that does not answer as seen last, if ever.
+
+        Raises BackendError.
+        """
+        listed = self._handles.all()
+        with trying("read how the GPUs are linked"):
+            now = read_links(tuple(self._wired(listed)))
+        pairs = ((one.uuid, other.uuid) for one, other in combinations(listed, 2))
+        links = {pair: now.get(pair) or self._seen.get(pair) for pair in pairs}
+        self._seen = {pair: link for pair, link in links.items() if link is not None}
+        return self._seen
+
+    def _wired(self, listed: Sequence[Listed]) -> Iterator[Wired]:
+        answering = []
+        for gpu in listed:
+            with suppress(pynvml.NVMLError):
+                if gpu.handle is not None:
+                    answering.append((gpu, self._inventory.identity(gpu).pci_bus_id))
+        bus_ids = frozenset(bus_id for _, bus_id in answering)
+        for gpu, bus_id in answering:
+            ends, clique = read_ends(gpu.handle, bus_ids), read_clique(gpu.handle)
+            yield Wired(gpu.uuid, gpu.handle, bus_id, clique, ends)
 
 
 class Wired(msgspec.Struct, frozen=True):
@@ -64,7 +99,7 @@ def _ends(handle: Handle, bus_ids: frozenset[str]) -> Iterator[str]:
 
 
 def _ends_at_switch(handle: Handle, link: int) -> bool:
-    """Whether a link that does not end at a GPU of this node ends at a switch; yes for a driver too old to say."""
+    """Whether a link that ends at no GPU of this node ends at a switch; yes for a driver too old to say."""
     kind = known(
         pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH, pynvml.nvmlDeviceGetNvLinkRemoteDeviceType, handle, link
     )

@@ -78,7 +78,9 @@ def read_cuts(handle: Handle, product: str, total_bytes: int) -> Cuts | None:
     ids: dict[str, int] = {}
     for kind in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
         info = existing(pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, kind)
-        places = _placements(handle, info.id) if info else []
+        if info is None:
+            continue
+        places = _placements(handle, info.id)
         if not places:
             continue
         name = profile_name(info.sliceCount, info.memorySizeMB, total_bytes, _SUFFIXES.get(kind, ""))
@@ -109,17 +111,30 @@ def read_instances(handle: Handle, cuts: Cuts) -> tuple[GPUInstance, ...]:
     """
     devices = dict(mig_devices(handle))
     found = []
+    for profile, instance, info in _gpu_instances(handle, cuts):
+        compute = {one.id: one for one in _compute_instances(instance, info.id, devices)}
+        start, size = info.placement.start, info.placement.size
+        order = tuple(compute[number] for number in sorted(compute))
+        found.append(GPUInstance(info.id, profile.name, start, size, profile.compute, order))
+    return tuple(sorted(found, key=lambda one: (one.start, one.id)))
+
+
+def instance_ids(handle: Handle, cuts: Cuts) -> tuple[int, ...]:
+    """The ids of a GPU's instances by place, with or without compute instances; raises NVMLError."""
+    places = [(info.placement.start, info.id) for _, _, info in _gpu_instances(handle, cuts)]
+    return tuple(ident for _, ident in sorted(places))
+
+
+def _gpu_instances(
+    handle: Handle, cuts: Cuts
+) -> Iterator[tuple[Profile, Handle, pynvml.c_nvmlGpuInstanceInfo_t]]:
     for name, ident in cuts.ids.items():
         profile = cuts.geometry.profiles[name]
         kind = pynvml.c_nvmlGpuInstance_t * profile.limit
         for instance in _members(pynvml.nvmlDeviceGetGpuInstances, handle, ident, kind):
             info = existing(pynvml.nvmlGpuInstanceGetInfo, instance)
             if info:
-                compute = {one.id: one for one in _compute_instances(instance, info.id, devices)}
-                start, size = info.placement.start, info.placement.size
-                order = tuple(compute[number] for number in sorted(compute))
-                found.append(GPUInstance(info.id, name, start, size, profile.compute, order))
-    return tuple(sorted(found, key=lambda one: (one.start, one.id)))
+                yield profile, instance, info
 
 
 def mig_devices(handle: Handle) -> Iterator[tuple[tuple[int, int], Handle]]:
@@ -224,3 +239,19 @@ def destroy_gpu_instance(handle: Handle, gpu: str, instance: int) -> None:
     """Remove a GPU instance. Raises BackendError."""
     with trying(f"remove GPU instance {instance} of {gpu}"):
         pynvml.nvmlGpuInstanceDestroy(pynvml.nvmlDeviceGetGpuInstanceById(handle, instance))
+
+
+def set_mode(handle: Handle, gpu: str, on: bool) -> bool:
+    """Switch MIG mode; whether it is in force at once. Raises BackendError.
+
+    A switch that only waits for whoever uses the GPU is taken back, so that nothing happens later unasked.
+    """
+    what = f"switch MIG mode {'on' if on else 'off'} on {gpu}"
+    wanted = pynvml.NVML_DEVICE_MIG_ENABLE if on else pynvml.NVML_DEVICE_MIG_DISABLE
+    with trying(what):
+        _, before = pynvml.nvmlDeviceGetMigMode(handle)
+        activation = pynvml.nvmlDeviceSetMigMode(handle, wanted)
+        if activation not in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_RESET_REQUIRED):
+            pynvml.nvmlDeviceSetMigMode(handle, before)
+            raise pynvml.NVMLError(activation)
+    return bool(activation == pynvml.NVML_SUCCESS)

@@ -133,9 +133,9 @@ class SimulatedBackend:
             self._set(replace(state.gpu, exclusive=on), now)
 
     def recovery_action(self, gpu: str) -> int:
-        """What would repair the GPU, 0 for nothing; a lost GPU answers too."""
+        """What would repair the GPU, 0 for nothing."""
         with self._call("recovery_action", gpu):
-            return self._found(gpu).recovery
+            return self._well(gpu).recovery
 
     def close(self) -> None:
         """End; calls that wait or hang return."""

@@ -119,7 +119,9 @@ class SimulatedGPU(msgspec.Struct, frozen=True):
 
     def with_gpu(self, gpu: GPU, now: float) -> SimulatedGPU:
         """The state in which the GPU is cut, or listed, in another way from now on."""
-        return replace(self, gpu=gpu).turned(now)
+        there = {None, *(one.id for one in gpu.instances)}
+        xids = {unit: code for unit, code in self.xids.items() if unit in there}
+        return replace(self, gpu=gpu, xids=xids).turned(now)
 
     def turned(self, now: float) -> SimulatedGPU:
         """The state whose curves go, from now on, where the running loads take them."""
@@ -243,8 +245,8 @@ def _(step: ResetGPU, gpu: SimulatedGPU) -> Taken:
     well = partitions.after_reset(replace(gpu.gpu, lost=""))
     errors = replace(gpu.errors, corrected=0, uncorrected=0)
     events = [Event("recovery", gpu.gpu.uuid, 0)] if gpu.recovery else []
-    fresh = replace(gpu, gpu=well, scripted={}, errors=errors, xids={}, recovery=0)
-    return fresh.turned(step.at), events
+    fresh = replace(gpu, scripted={}, errors=errors, recovery=0)
+    return fresh.with_gpu(well, step.at), events
 
 
 def _sum(loads: Iterable[SetLoad]) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 Every value follows from the load: clocks and temperatures now, ratios as the mean since an earlier look, and
 counters since the beginning. What NVML could not say on such a GPU is missing here too: whole-GPU
-utilisation under MIG, the profiling ratios before Hopper, the temperature of memory that is not HBM.
+utilisation under MIG, the profiling ratios before Hopper, the temperature of memory that is not HBM, the
+memory of an instance that no compute instance opens.
 Source: DCGM exporter's default counters and their NVML sources, NVML API reference (clock event reasons).
 """
 
@@ -16,20 +17,15 @@ from gpufleet.devices.backend import Sample
 from gpufleet.devices.boards import BOARDS
 from gpufleet.devices.inventory import GPUInstance
 from gpufleet.devices.loads import Load, power_w
+from gpufleet.devices.missing import NEEDS_DCGM, NO_DEVICE, NO_NVLINK, NO_REMAPPING, NO_SENSOR, UNDER_MIG
 from gpufleet.devices.simulated_gpu import SimulatedGPU, compute_share, memory_share
 
-UNDER_MIG = "not available while MIG is on"
-NEEDS_DCGM = "needs DCGM before Hopper"
-NO_SENSOR = "the GPU has no such sensor"
-NO_NVLINK = "the GPU has no NVLink"
-
-_HOPPER = (9, 0)
+_HOPPER, _AMPERE = (9, 0), (8, 0)
 _RESERVED = 0.006
 _IDLE_REASON = 0x1
 _THROTTLED_CLOCK = 0.6
 _AWAKE = 0.01
 _MEMORY_WARMER_C = 8.0
-_PCIE_TX, _PCIE_RX = 3.0e9, 7.0e9
 _LINK_BYTES = 10.0e9
 
 # fmt: off
@@ -51,7 +47,13 @@ _PERCENT = (
     ("DCGM_FI_DEV_ENC_UTIL",      0.0),
     ("DCGM_FI_DEV_DEC_UTIL",      0.0),
 )
+_PCIE = (
+    # field                       bytes per second at full load
+    ("DCGM_FI_PROF_PCIE_TX_BYTES", 3.0e9),
+    ("DCGM_FI_PROF_PCIE_RX_BYTES", 7.0e9),
+)
 # fmt: on
+_MEMORY = ("DCGM_FI_DEV_FB_FREE", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_RESERVED")
 _NVLINK = (
     "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL",
     "DCGM_FI_PROF_NVLINK_TX_BYTES",
@@ -99,12 +101,21 @@ def _sample(gpu: SimulatedGPU, instance: GPUInstance | None, load: Load, now: fl
     values = {
         **_board(gpu, now),
         **_counters(gpu, now),
-        **_memory(gpu, instance, load.at(now).memory),
         "DCGM_FI_DEV_XID_ERRORS": gpu.xids.get(number, 0),
-        "DCGM_FI_PROF_PCIE_TX_BYTES": round(_PCIE_TX * share * mean),
-        "DCGM_FI_PROF_PCIE_RX_BYTES": round(_PCIE_RX * share * mean),
     }
     missing = {}
+    if instance is None or instance.compute:
+        values.update(_memory(gpu, instance, load.at(now).memory))
+    else:
+        missing.update(dict.fromkeys(_MEMORY, NO_DEVICE))
+    if gpu.gpu.capability >= _AMPERE:
+        values.update(_remapped(gpu))
+    else:
+        missing.update(dict.fromkeys(_remapped(gpu), NO_REMAPPING))
+    if instance is None or ratios:
+        values.update((field, round(rate * share * mean)) for field, rate in _PCIE)
+    else:
+        missing.update((field, NEEDS_DCGM) for field, _ in _PCIE)
     if BOARDS[gpu.product.name].hbm:
         values["DCGM_FI_DEV_MEMORY_TEMP"] = round(_celsius(gpu, now) + _MEMORY_WARMER_C)
     else:
@@ -155,15 +166,21 @@ def _counters(gpu: SimulatedGPU, now: float) -> dict[str, float]:
     return {
         "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": round(1000 * joules),
         "DCGM_FI_DEV_PCIE_REPLAY_COUNTER": errors.pcie_replays,
-        "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS": errors.remapped_corrected,
-        "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS": errors.remapped_uncorrected,
-        "DCGM_FI_DEV_ROW_REMAP_FAILURE": int(errors.remap_failed),
         "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL": errors.corrected,
         "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL": errors.uncorrected,
         "DCGM_FI_DEV_ECC_SBE_AGG_TOTAL": errors.corrected_ever,
         "DCGM_FI_DEV_ECC_DBE_AGG_TOTAL": errors.uncorrected_ever,
         "DCGM_FI_DEV_THERMAL_VIOLATION": round(1e9 * held.thermal_s),
         "DCGM_FI_DEV_POWER_VIOLATION": round(1e9 * held.power_s),
+    }
+
+
+def _remapped(gpu: SimulatedGPU) -> dict[str, float]:
+    """Rows that were remapped for memory errors, and whether that failed."""
+    return {
+        "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS": gpu.errors.remapped_corrected,
+        "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS": gpu.errors.remapped_uncorrected,
+        "DCGM_FI_DEV_ROW_REMAP_FAILURE": int(gpu.errors.remap_failed),
     }
 
 
@@ -174,8 +191,4 @@ def _memory(gpu: SimulatedGPU, instance: GPUInstance | None, level: float) -> di
         total = int(total * memory_share(gpu.gpu, instance))
     reserved = round(total * _RESERVED)
     used = min(total - reserved, round(total * level))
-    return {
-        "DCGM_FI_DEV_FB_FREE": total - reserved - used,
-        "DCGM_FI_DEV_FB_USED": used,
-        "DCGM_FI_DEV_FB_RESERVED": reserved,
-    }
+    return dict(zip(_MEMORY, (total - reserved - used, used, reserved), strict=True))

@@ -44,26 +44,6 @@ const Machine *call_refresh(void) {
     return machine && (!loaded || strcmp(loaded, "no") != 0) ? machine : NULL;
 }
 
-nvmlReturn_t call_open(void) {
-    const char *wanted = getenv("GPUFLEET_FAKE_NVML");
-    if (strcmp(opened, wanted ? wanted : "") != 0) {
-        memset(counter, 0, sizeof counter);
-        snprintf(opened, sizeof opened, "%s", wanted ? wanted : "");
-    }
-    state_open();
-    if (!call_refresh())
-        return NVML_DRIVER_NOT_LOADED;
-    users++;
-    return NVML_SUCCESS;
-}
-
-nvmlReturn_t call_close(void) {
-    if (users == 0)
-        return NVML_UNINITIALIZED;
-    users--;
-    return NVML_SUCCESS;
-}
-
 static double seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -109,6 +89,34 @@ static nvmlReturn_t enter(const char *function, int gpu, const Machine **machine
         nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
         call_lock();
     }
+}
+
+nvmlReturn_t call_open(const char *function) {
+    const char *wanted = getenv("GPUFLEET_FAKE_NVML");
+    const Machine *machine;
+    call_lock();
+    if (strcmp(opened, wanted ? wanted : "") != 0) {
+        memset(counter, 0, sizeof counter);
+        snprintf(opened, sizeof opened, "%s", wanted ? wanted : "");
+    }
+    state_open();
+    users++;
+    call_unlock();
+    nvmlReturn_t status = enter(function, -1, &machine);
+    users -= status != NVML_SUCCESS;
+    return status;
+}
+
+nvmlReturn_t call_close(void) {
+    call_lock();
+    if (users == 0)
+        return NVML_UNINITIALIZED;
+    users--;
+    return NVML_SUCCESS;
+}
+
+bool call_is_open(void) {
+    return users > 0;
 }
 
 /* A handle names kind, GPU, ids and birth, so that it needs no memory and cannot dangle. */
@@ -205,10 +213,10 @@ static void remove_doom(Edit *edit) {
 }
 
 nvmlReturn_t write_begin(Edit *edit) {
+    doom = NULL;
     nvmlReturn_t status = edit_begin(edit);
     if (status != NVML_SUCCESS)
         return status;
-    doom = NULL;
     for (unsigned i = 0; i < edit->machine->rules; i++) {
         const Rule *rule = &edit->machine->rule[i];
         if (rule->kind == 'c' && met(rule->number) == rule->after)
@@ -235,6 +243,8 @@ nvmlReturn_t write_end(Edit *edit, nvmlReturn_t status) {
 nvmlReturn_t copy_text(const char *text, char *buffer, unsigned length) {
     if (!text)
         return NVML_NOT_SUPPORTED;
+    if (!buffer)
+        return NVML_INVALID_ARGUMENT;
     if (strlen(text) + 1 > length)
         return NVML_INSUFFICIENT_SIZE;
     strcpy(buffer, text);

@@ -29,9 +29,11 @@ nvmlReturn_t call_instance(const char *function, nvmlHandle_t instance, const vo
 nvmlReturn_t call_compute(const char *function, nvmlHandle_t compute, const void *out, Target *target);
 nvmlReturn_t call_end(nvmlReturn_t status);
 
-/* Start and stop the library; `machine` of the last call. */
-nvmlReturn_t call_open(void);
+/* Start and stop the library, as a call each. For whoever waits with the lock free: whether it is open still, and
+ * the newest machine, NULL without one. */
+nvmlReturn_t call_open(const char *function);
 nvmlReturn_t call_close(void);
+bool call_is_open(void);
 const Machine *call_refresh(void);
 void call_unlock(void);
 void call_lock(void);

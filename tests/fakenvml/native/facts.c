@@ -46,6 +46,15 @@ bool gpu_number(const Gpu *gpu, const char *key, unsigned long long *number) {
     return true;
 }
 
+bool gpu_violation(const Gpu *gpu, unsigned policy, unsigned long long *nanoseconds) {
+    for (const Fact *f = fact_first(gpu->fact, gpu->facts, "violation"); f; f = fact_next(gpu->fact, gpu->facts, f)) {
+        unsigned own;
+        if (sscanf(f->value, "%u %llu", &own, nanoseconds) == 2 && own == policy)
+            return true;
+    }
+    return false;
+}
+
 bool meter_parse(const char *text, Meter *meter) {
     *meter = (Meter){0, 0, -1};
     return sscanf(text, "%lf %lf %lf", &meter->rate, &meter->total, &meter->since) >= 1;
@@ -54,6 +63,31 @@ bool meter_parse(const char *text, Meter *meter) {
 bool gpu_meter(const Gpu *gpu, const char *key, Meter *meter) {
     const char *text = gpu_text(gpu, key);
     return text && meter_parse(text, meter);
+}
+
+/* `0000:07:00.0`, `00000000:07:00.0` and `07:00.0` name one device, with its function or without. */
+bool pci_parse(const char *text, nvmlPciInfo *pci) {
+    unsigned domain, bus, device;
+    if (sscanf(text, "%x:%x:%x", &domain, &bus, &device) != 3) {
+        domain = 0;
+        if (sscanf(text, "%x:%x", &bus, &device) != 2)
+            return false;
+    }
+    *pci = (nvmlPciInfo){.domain = domain, .bus = bus & 0xFF, .device = device & 0xFF};
+    snprintf(pci->bus_id, sizeof pci->bus_id, "%08X:%02X:%02X.0", domain, pci->bus, pci->device);
+    snprintf(pci->bus_id_legacy, sizeof pci->bus_id_legacy, "%04X:%02X:%02X.0", domain & 0xFFFF, pci->bus,
+             pci->device);
+    return true;
+}
+
+const Gpu *gpu_at(const Machine *machine, const nvmlPciInfo *place) {
+    for (unsigned i = 0; i < machine->gpus; i++) {
+        nvmlPciInfo own;
+        const char *text = gpu_text(&machine->gpu[i], "pci-bus-id");
+        if (text && pci_parse(text, &own) && strcmp(own.bus_id, place->bus_id) == 0)
+            return &machine->gpu[i];
+    }
+    return NULL;
 }
 
 double machine_now(const Machine *machine) {

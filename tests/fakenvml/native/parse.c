@@ -9,8 +9,9 @@ static const struct {
     const char *word;
     unsigned type;
 } EVENTS[] = {
-    {"ecc-single", 0x1}, {"ecc-double", 0x2}, {"xid", 0x8}, {"mig", 0x100}, {"unavailable", 0x4000},
-    {"recovery", 0x8000},
+    {"ecc-single", NVML_EVENT_SINGLE_BIT}, {"ecc-double", NVML_EVENT_DOUBLE_BIT},
+    {"xid", NVML_EVENT_XID},               {"mig", NVML_EVENT_MIG},
+    {"recovery", NVML_EVENT_RECOVERY},     {"unavailable", NVML_EVENT_UNAVAILABLE},
 };
 
 /* A dash is "none": the id that NVML gives to what is not part of an instance. */

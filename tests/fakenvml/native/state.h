@@ -85,8 +85,11 @@ const char *machine_text(const Machine *machine, const char *key);
 const char *gpu_text(const Gpu *gpu, const char *key);
 bool gpu_flag(const Gpu *gpu, const char *key);
 bool gpu_number(const Gpu *gpu, const char *key, unsigned long long *number);
+bool gpu_violation(const Gpu *gpu, unsigned policy, unsigned long long *nanoseconds);
 bool gpu_meter(const Gpu *gpu, const char *key, Meter *meter);
 bool meter_parse(const char *text, Meter *meter);
+bool pci_parse(const char *text, nvmlPciInfo *pci);
+const Gpu *gpu_at(const Machine *machine, const nvmlPciInfo *place);
 double machine_now(const Machine *machine);
 double meter_total(const Machine *machine, const Meter *meter);
 

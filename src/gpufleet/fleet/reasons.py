@@ -111,7 +111,7 @@ CODES: dict[str, str] = {
     "WholeForOneJob": "A job that may fill a GPU gets it whole.",
     "WholeWhenUnsure": "Nothing says what the workload is for; a whole GPU is right for everything.",
     "IsolationForService": "Inference for production needs memory and failures of its own (MIG).",
-    "PartForSmallJobs": "Small training jobs each get a part of a GPU (MIG, or MPS with limits).",
+    "PartForSmallJobs": "Small jobs each get a part of a GPU (MIG, or MPS with limits).",
     "TurnsForInteractive": "Notebooks and development need a GPU now and then, so several take turns.",
     "LimitsForTeam": "Small processes that one team trusts run at the same time, each with limits (MPS).",
     "NextBestSharing": "The way of sharing that suits best cannot be used here; this is the next one.",

@@ -13,7 +13,7 @@ Source: NVIDIA's MIG and MPS guides, k8s-device-plugin, the primer's table (docs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -96,15 +96,10 @@ def advise(facts: WorkloadFacts, product: Product) -> Advice:
     wishes, why = _wishes(facts, product)
     against = {choice: tuple(_objections(choice, facts, product)) for choice in CHOICES}
     choice = next(one for one in (*wishes, "whole") if not against[one])
-    if choice == wishes[0]:
-        reasons = [why]
-    else:
-        reasons = [
-            why,
-            Reason(
-                "NextBestSharing", f"{_and(wishes[: wishes.index(choice)])} would suit, but cannot be used"
-            ),
-        ]
+    reasons = [why]
+    if choice != wishes[0]:
+        better = " or ".join(wishes[: wishes.index(choice)])
+        reasons.append(Reason("NextBestSharing", f"{better} would suit it, but cannot be used"))
     if choice == "mig":
         profile = _profile(facts, product)
         assert profile is not None
@@ -114,7 +109,9 @@ def advise(facts: WorkloadFacts, product: Product) -> Advice:
         resource = "nvidia.com/gpu" if choice == "whole" else "nvidia.com/gpu.shared"
     reasons += _sizing(choice, facts, product, name, replicas)
     weighed = tuple(
-        Weighed(one, next(iter(against[one]), _not_preferred(one, facts))) for one in CHOICES if one != choice
+        Weighed(one, next(iter(against[one]), _not_preferred(one, choice)))
+        for one in CHOICES
+        if one != choice
     )
     gpus = max(1, facts.gpus) if choice == "whole" else 1
     return Advice(choice, resource, gpus, replicas, name, tuple(reasons), weighed)
@@ -153,6 +150,9 @@ def _wishes(facts: WorkloadFacts, product: Product) -> tuple[tuple[Choice, ...],
         case "batch":
             text = "nothing says that a job needs less than a GPU"
             return ("whole",), Reason("WholeForOneJob", text)
+        case "unknown" if small:
+            text = "it needs a part of a GPU, and nothing says that others may disturb it"
+            return ("mig", "mps", "time-slicing", "whole"), Reason("PartForSmallJobs", text)
         case _:
             text = "nothing says what this is for, and a whole GPU is right for everything"
             return ("whole",), Reason("WholeWhenUnsure", text)
@@ -172,20 +172,24 @@ def _objections(choice: Choice, facts: WorkloadFacts, product: Product) -> Itera
         return
     production = facts.purpose == "inference" and facts.production is not False
     if choice == "mps":
-        if not mps_clients(product.compute):
-            yield Reason("MpsUnsupported", f"MPS cannot limit clients on {product.name}", choice)
-        if not facts.mps:
-            yield Reason("MpsUnsupported", "the workload uses what MPS does not serve", choice)
-        if facts.tenants == "several" or (production and facts.tenants != "one"):
-            text = "a fatal fault of one client ends all of the GPU, whoever they belong to"
-            yield Reason("FaultsAreShared", text, choice)
-        if production and facts.need_mib(product) is None:
-            yield Reason("MemoryNeedUnknown", "a limit needs to know how much memory it needs", choice)
+        yield from _objections_to_mps(facts, product, production=production)
     elif production:
         text = "a neighbour can take all the memory, and requests wait for its turn to end"
         yield Reason("NoMemoryLimit", text, choice)
     if _shares(choice, facts, product) < 2:
         yield _too_big(choice, facts, product)
+
+
+def _objections_to_mps(facts: WorkloadFacts, product: Product, *, production: bool) -> Iterator[Reason]:
+    if not mps_clients(product.compute):
+        yield Reason("MpsUnsupported", f"MPS cannot limit clients on {product.name}", "mps")
+    if not facts.mps:
+        yield Reason("MpsUnsupported", "the workload uses what MPS does not serve", "mps")
+    if facts.tenants == "several" or (production and facts.tenants != "one"):
+        text = "a fatal fault of one client ends all of the GPU, whoever they belong to"
+        yield Reason("FaultsAreShared", text, "mps")
+    if production and facts.need_mib(product) is None:
+        yield Reason("MemoryNeedUnknown", "a limit needs to know how much memory it needs", "mps")
 
 
 def _too_big(choice: Choice, facts: WorkloadFacts, product: Product) -> Reason:
@@ -194,16 +198,17 @@ def _too_big(choice: Choice, facts: WorkloadFacts, product: Product) -> Reason:
     return Reason("NeedsMostOfGpu", text, choice, evidence={"need_mib": need, "gpu_mib": product.memory_mib})
 
 
-def _not_preferred(choice: Choice, facts: WorkloadFacts) -> Reason:
-    texts = {
-        "whole": "nobody else could use what it leaves idle",
-        "mig": "an instance stays taken while it idles, and can only be changed when it is free",
-        "mps": "a fault of one client ends all, and users of different ids take turns anyway",
-        "time-slicing": "those that are always busy only slow each other down, without a memory limit",
-    }
-    if facts.purpose in ("unknown", "batch", "training") and choice != "whole":
-        return Reason("SharingNotPreferred", "it may need all of a GPU; say how much memory it needs", choice)
-    return Reason("SharingNotPreferred", texts[choice], choice)
+_LESS_SUITED: Mapping[Choice, str] = {
+    "whole": "nobody else could use what it leaves idle",
+    "mig": "an instance stays taken while it idles, and can only be changed when it is free",
+    "mps": "a fatal fault of one client ends all, and processes of different users take turns anyway",
+    "time-slicing": "those that are busy at once slow each other down, without a memory limit",
+}
+
+
+def _not_preferred(choice: Choice, chosen: Choice) -> Reason:
+    unsure = "it may need all of a GPU; say how much memory it needs"
+    return Reason("SharingNotPreferred", unsure if chosen == "whole" else _LESS_SUITED[choice], choice)
 
 
 def _sizing(
@@ -272,7 +277,3 @@ def _profile(facts: WorkloadFacts, product: Product) -> Profile | None:
     fitting = [one for one in several if _usable_mib(product, one.size, geometry.slots) >= need]
     sign = -1 if facts.latency else 1
     return min(fitting, key=lambda one: (one.size, sign * one.compute), default=None)
-
-
-def _and(choices: tuple[Choice, ...]) -> str:
-    return " or ".join(choices)

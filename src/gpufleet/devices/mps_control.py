@@ -16,9 +16,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,7 +41,6 @@ from gpufleet.fleet.errors import GpufleetError
 
 PROGRAM = "nvidia-cuda-mps-control"
 TIMEOUT_S = 10.0
-GRACE_S = 10.0
 
 _PID_FILE = "nvidia-cuda-mps-control.pid"
 _PROGRAMS = ("nvidia-cuda-mps-control", "nvidia-cuda-mps-server")
@@ -94,7 +93,7 @@ class MpsControl:
         if code != 0:
             said = " ".join(log.read_text(errors="replace").split()) or "and said nothing"
             raise _failed(self.resource, f"{self._command[-1]} -d ended with {code}: {said}")
-        if not await self._until(lambda: self.process() is not None, self._timeout_s):
+        if not await self._until(lambda: self.process() is not None):
             raise _failed(self.resource, "the daemon was started and is not there")
 
     async def limit(self, daemon: MpsDaemon) -> None:
@@ -136,12 +135,12 @@ class MpsControl:
             raise _failed(self.resource, f"{commands[0]}: {said or f'exit code {asker.returncode}'}")
         return said
 
-    async def stop(self, grace_s: float = GRACE_S) -> None:
+    async def stop(self) -> None:
         """End the daemon and its servers: by its own command, and by a signal if that is not enough."""
         if self.process() is not None:
             with contextlib.suppress(GpufleetError):
                 await self.ask(QUIT)
-            await self._until(lambda: self.process() is None, grace_s)
+            await self._until(lambda: self.process() is None)
         await asyncio.to_thread(self._clean)
 
     def forget(self) -> None:
@@ -152,18 +151,16 @@ class MpsControl:
         """Folders are there; processes of an earlier daemon are not, for its server would keep the GPUs."""
         for folder in (self._pipe, self._log, self._shm):
             folder.mkdir(parents=True, exist_ok=True)
-        left = list(self._processes())
+        left = [process for process in psutil.process_iter() if self._ours(process)]
         for process in left:
             with contextlib.suppress(psutil.Error):
-                process.send_signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(left, timeout=self._timeout_s)
-        if any(_runs(one) for one in alive):
-            raise _failed(self.resource, f"process {alive[0].pid} of the last daemon cannot be ended")
+                process.kill()
+        deadline = time.monotonic() + self._timeout_s
+        while left := [process for process in left if _runs(process)]:
+            if time.monotonic() >= deadline:
+                raise _failed(self.resource, f"process {left[0].pid} of the last daemon cannot be ended")
+            time.sleep(_POLL_S)
         (self._pipe / _PID_FILE).unlink(missing_ok=True)
-
-    def _processes(self) -> Iterator[psutil.Process]:
-        """The daemon and its servers."""
-        return (process for process in psutil.process_iter() if self._ours(process))
 
     def _ours(self, process: psutil.Process) -> bool:
         """Whether a process runs, is one of MPS, and uses our folder. A client may well use the same path."""
@@ -199,9 +196,9 @@ class MpsControl:
         finally:
             await _kill(process)
 
-    async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
+    async def _until(self, condition: Callable[[], bool]) -> bool:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
+        deadline = loop.time() + self._timeout_s
         while not condition():
             if loop.time() >= deadline:
                 return False

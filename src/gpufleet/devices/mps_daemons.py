@@ -103,8 +103,11 @@ class MpsDaemons:
     @property
     def states(self) -> Mapping[str, DaemonState]:
         """Every daemon by its resource."""
-        keepers = sorted(self._keepers.items())
-        return {name: one.state for name, one in keepers if one.daemon or name in self._targets}
+        told = {name for name, keeper in self._keepers.items() if keeper.daemon}
+        return {
+            name: self._keepers[name].state if name in self._keepers else DaemonState(name)
+            for name in sorted({*told, *self._targets})
+        }
 
     @property
     def sick(self) -> frozenset[str]:

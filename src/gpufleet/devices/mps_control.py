@@ -92,9 +92,9 @@ class MpsControl:
             code = await self._ended(starter, f"{self._command[-1]} -d")
         if code != 0:
             said = " ".join(log.read_text(errors="replace").split()) or "and said nothing"
-            raise _failed(self.resource, f"{self._command[-1]} -d ended with {code}: {said}")
+            raise _failed(f"{self._command[-1]} -d ended with {code}: {said}")
         if not await self._until(lambda: self.process() is not None):
-            raise _failed(self.resource, "the daemon was started and is not there")
+            raise _failed("the daemon was started and is not there")
 
     async def limit(self, daemon: MpsDaemon) -> None:
         """Tell the daemon, and the servers that it has, the limits of clients, and keep what was told."""
@@ -115,10 +115,10 @@ class MpsControl:
         try:
             known = float(answer)
         except ValueError:
-            raise _failed(self.resource, f"{PROBE} was answered by {answer[:80]!r}") from None
+            raise _failed(f"{PROBE} was answered by {answer[:80]!r}") from None
         if abs(known - told) >= 1:
             what = f"clients get {known:g} % of the threads, not {told} %"
-            raise _failed(self.resource, what, reason="MpsLimitsLost")
+            raise _failed(what, reason="MpsLimitsLost")
 
     async def ask(self, *commands: str) -> str:
         """Pass commands on to the daemon; what it prints."""
@@ -127,12 +127,12 @@ class MpsControl:
         try:
             answer, _ = await asyncio.wait_for(asker.communicate(text), self._timeout_s)
         except TimeoutError:
-            raise _failed(self.resource, f"{commands[0]} was not answered in {self._timeout_s:g} s") from None
+            raise _failed(f"{commands[0]} was not answered in {self._timeout_s:g} s") from None
         finally:
             await _kill(asker)
         said = answer.decode(errors="replace").strip()
         if asker.returncode != 0:
-            raise _failed(self.resource, f"{commands[0]}: {said or f'exit code {asker.returncode}'}")
+            raise _failed(f"{commands[0]}: {said or f'exit code {asker.returncode}'}")
         return said
 
     async def stop(self) -> None:
@@ -158,7 +158,7 @@ class MpsControl:
         deadline = time.monotonic() + self._timeout_s
         while left := [process for process in left if _runs(process)]:
             if time.monotonic() >= deadline:
-                raise _failed(self.resource, f"process {left[0].pid} of the last daemon cannot be ended")
+                raise _failed(f"process {left[0].pid} of the last daemon cannot be ended")
             time.sleep(_POLL_S)
         (self._pipe / _PID_FILE).unlink(missing_ok=True)
 
@@ -186,13 +186,13 @@ class MpsControl:
                 start_new_session=True,
             )
         except OSError as error:
-            raise _failed(self.resource, f"cannot run {self._command[0]}: {error.strerror}") from error
+            raise _failed(f"cannot run {self._command[0]}: {error.strerror}") from error
 
     async def _ended(self, process: asyncio.subprocess.Process, what: str) -> int:
         try:
             return await asyncio.wait_for(process.wait(), self._timeout_s)
         except TimeoutError:
-            raise _failed(self.resource, f"{what} did not return in {self._timeout_s:g} s") from None
+            raise _failed(f"{what} did not return in {self._timeout_s:g} s") from None
         finally:
             await _kill(process)
 
@@ -220,9 +220,6 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
-def _failed(resource: str, what: str, reason: str = "MpsFailed") -> GpufleetError:
-    return GpufleetError(
-        reason=reason,
-        message=f"MPS of {resource}: {what}",
-        hint="look into the control.log of the daemon, below the MPS root",
-    )
+def _failed(message: str, reason: str = "MpsFailed") -> GpufleetError:
+    hint = "look into the control.log of the daemon, below the MPS root"
+    return GpufleetError(reason=reason, message=message, hint=hint)

@@ -285,7 +285,7 @@ class _Keeper:
         """Note what went wrong. A daemon that runs and is silent for once still counts as ready."""
         if error != self.state.error:
             log.warning("MPS of %s: %s", self.resource, error)
-        quiet = self.state.phase == "ready" and 0 < self._silent < TRIES
+        quiet = self.state.phase == "ready" and 0 < self._silent < TRIES and not self.ended()
         if not quiet and self.state.since and self._clock() - self.state.since >= LONGEST_PAUSE_S:
             self._pause_s = self._first_pause_s
         pause, self._pause_s = self._pause_s, min(2 * self._pause_s, LONGEST_PAUSE_S)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from fractions import Fraction
 
-_PARAMETERS = re.compile(r"(?<![0-9a-z.])(?:(\d{1,3})x)?(\d{1,4}(?:[.-]\d{1,2})?)b(?![a-z0-9])")
+_PARAMETERS = re.compile(r"(?<![0-9a-z.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,2})?)b(?![a-z0-9])")
 _BITS = (
     (4, ("int4", "4bit", "4-bit", "awq", "gptq", "nf4", "fp4", "q4", "w4a16")),
     (8, ("int8", "8bit", "8-bit", "fp8", "w8a8", "bitsandbytes", "q8")),
@@ -30,7 +30,7 @@ def model_memory_mib(name: str, options: Iterable[str] = ()) -> int | None:
     if found is None:
         return None
     experts, billions = found.groups()
-    number = Fraction(billions.replace("-", ".")) * int(experts or 1)
+    number = Fraction(billions) * int(experts or 1)
     said = " ".join((text, *options)).lower()
     bits = next((width for width, marks in _BITS if any(mark in said for mark in marks)), 16)
     weights_mib = number * 1_000_000_000 * bits / 8 / 2**20

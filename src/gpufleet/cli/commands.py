@@ -15,6 +15,7 @@ COMMANDS = {
     "why": ("gpufleet.cli.why", "Why a pod is pending or where it runs, who holds the GPUs, what would help"),
     "logs": ("gpufleet.cli.logs", "The output of a pod's container"),
     "mig": ("gpufleet.cli.mig", "What GPUs can be cut into, and how to get there"),
+    "share": ("gpufleet.cli.share", "How a GPU should be shared for a workload, and why"),
     "version": ("gpufleet.cli.version", "Versions of gpufleet, Python and the control plane"),
     "completion": ("gpufleet.cli.completion", "Tab completion for bash, zsh and fish"),
 }
@@ -23,7 +24,7 @@ COMMANDS = {
 SECTIONS = {
     "A fleet on this machine": ("up", "down", "status", "kubeconfig"),
     "Any cluster": ("top", "why", "logs"),
-    "Other": ("mig", "version", "completion"),
+    "Other": ("mig", "share", "version", "completion"),
 }
 
 EXIT_CODES = {

@@ -24,28 +24,39 @@ def read_manifests(path: Path) -> list[Manifest]:
 
     Raises GpufleetError with the place of an error.
     """
+    return [
+        item
+        for number, document in enumerate(read_documents(path), 1)
+        if document is not None
+        for item in _items(document, f"{path}, document {number}")
+    ]
+
+
+def read_documents(path: Path) -> list[Any]:
+    """The documents of a YAML file, whatever they are; None for an empty one. Raises GpufleetError."""
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        documents = list(yaml.load_all(path.read_text("utf-8"), Loader=loader))
+        content = path.read_bytes()
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise GpufleetError(
             reason="FileUnreadable", message=message, hint=f"look at it with `ls -l {path}`"
         ) from error
+    return parse_documents(content, str(path))
+
+
+def parse_documents(content: bytes, where: str) -> list[Any]:
+    """The same of the content of a file; `where` is its name in messages."""
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return list(yaml.load_all(content.decode("utf-8"), Loader=loader))
     except UnicodeDecodeError as error:
-        message = f"{path}: byte {error.start} is not UTF-8"
+        message = f"{where}: byte {error.start} is not UTF-8"
         raise GpufleetError(
             reason="InvalidYaml", message=message, hint="save the file as UTF-8 text"
         ) from error
     except (yaml.YAMLError, ValueError) as error:
         hint = "mend the YAML there; quote a text that looks like a number or a date"
-        raise GpufleetError(reason="InvalidYaml", message=f"{path}: {error}", hint=hint) from error
-    return [
-        item
-        for number, document in enumerate(documents, 1)
-        if document is not None
-        for item in _items(document, f"{path}, document {number}")
-    ]
+        raise GpufleetError(reason="InvalidYaml", message=f"{where}: {error}", hint=hint) from error
 
 
 def _items(document: Any, where: str) -> Iterable[Manifest]:

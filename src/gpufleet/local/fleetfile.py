@@ -79,8 +79,8 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
     mig: Annotated[
         str | tuple[str, ...] | None,
         Meta(
-            description="MIG layout of every GPU: a name as all-balanced, a list of profiles, or dynamic: cut as "
-            "pods need it."
+            description="MIG layout of every GPU: a name as all-balanced, a list of profiles, or dynamic "
+            "(GPUs are cut as pods need it)."
         ),
     ] = None
     sharing: Annotated[Sharing, Meta(description="Sharing of whole GPUs.")] = Sharing()

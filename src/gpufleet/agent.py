@@ -37,6 +37,7 @@ from gpufleet.devices.ledger import BoundPod
 from gpufleet.devices.mig_manager import Outcome, carry_out
 from gpufleet.devices.mig_work import Work, labelled_work, wished_work
 from gpufleet.devices.mps import plan_daemons
+from gpufleet.devices.mps_control import PROGRAM as MPS_PROGRAM
 from gpufleet.devices.mps_daemons import MpsDaemons
 from gpufleet.devices.node_report import node_status
 from gpufleet.devices.observer import Observed, Observer
@@ -46,6 +47,7 @@ from gpufleet.devices.picks import Picks, picks_of
 from gpufleet.devices.plugin_config import CONFIG_LABEL, PluginConfig
 from gpufleet.devices.plugin_config_source import ConfigSource, with_sharing
 from gpufleet.devices.preferred_allocation import topology
+from gpufleet.devices.process_owners import ProcessOwners
 from gpufleet.devices.resources import Device, gpu_resources
 from gpufleet.devices.sampling import INTERVAL_S, Sampled, Sampler
 from gpufleet.devices.status_writer import StatusWriter
@@ -64,7 +66,6 @@ log = logging.getLogger("gpufleet.agent")
 T = TypeVar("T")
 
 CONFIG_S, OWNERS_S, MIG_S = 5.0, 60.0, 1.0
-_MODE_SWITCHES_NEED = frozenset({"mig-manager"})
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -83,7 +84,7 @@ class Options(msgspec.Struct, frozen=True):
     metrics_port: int = 9402
     sample_s: float = INTERVAL_S
     mps_root: Path | None = None
-    mps_command: tuple[str, ...] = ()
+    mps_command: tuple[str, ...] = (MPS_PROGRAM,)
     ready_file: Path | None = None
 
 
@@ -114,9 +115,9 @@ class Agent:
             lambda: frozenset(one.name for one in self.plugin.node.offer.resources),
             self._held_changed,
         )
-        self._observer = Observer(backend, self._hand_over(self._see))
         self._exporter = Exporter(options.exporter)
         self._page = self._exporter.add(options.node)
+        self._observer = Observer(backend, self._hand_over(self._see), events=self._page.noticed)
         self.account.tell(self._page.held, self._page.kubelet.failed)
         self._sampler = Sampler(
             backend,
@@ -124,10 +125,12 @@ class Agent:
             self._page.driver,
             interval_s=options.sample_s,
             shared=self._page.shared_gpus,
+            owner=ProcessOwners(options.host_root).pod,
         )
         mps_root = options.mps_root or options.host_root / "run/nvidia/mps"
-        command = {"command": options.mps_command} if options.mps_command else {}
-        self._mps = MpsDaemons(mps_root, backend.set_exclusive, changed=self._derive, **command)
+        self._mps = MpsDaemons(
+            mps_root, backend.set_exclusive, command=options.mps_command, changed=self._derive
+        )
         self._status = StatusWriter(client, options.node, self._node_uid, self.status)
         self._labels = LabelWriter(
             client,

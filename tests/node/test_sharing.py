@@ -17,11 +17,12 @@ from tests.node.fake_kubelet import AdmissionError, FakeKubelet
 from tests.unit.inventories import gpu, uuid_of
 
 from gpufleet.devices.clocks import RunningClock
-from gpufleet.devices.device_plugin import DevicePlugin, Node
+from gpufleet.devices.device_plugin import DevicePlugin
 from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.mps import MpsPlan, plan_daemons
 from gpufleet.devices.mps_daemons import MpsDaemons
 from gpufleet.devices.plugin_config import PluginConfig, SharedResource, Sharing, SharingStrategy
+from gpufleet.devices.plugin_node import PluginNode
 from gpufleet.devices.resources import offer
 from gpufleet.devices.simulated_backend import SimulatedBackend
 from gpufleet.fleet.products import find_product
@@ -70,7 +71,7 @@ class Agent:
     def offer(self) -> None:
         """Tell the kubelet what there is now."""
         offered = offer(self.inventory, self.config, self.daemons.sick)
-        self.plugin.update(Node(offered, self.inventory, self.config))
+        self.plugin.update(PluginNode(offered, self.inventory, self.config))
 
     async def until_stopped(self) -> None:
         """Want no daemons any more, and wait for their end."""

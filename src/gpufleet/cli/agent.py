@@ -136,7 +136,6 @@ def _once(
 
     from gpufleet.devices.feature_labels import feature_labels
     from gpufleet.devices.host_facts import host_facts
-    from gpufleet.devices.nvml import read_inventory
     from gpufleet.devices.ownership import ownership
     from gpufleet.devices.ownership_facts import ClusterObjects, node_facts
     from gpufleet.devices.plugin_config_source import ConfigSource
@@ -155,7 +154,7 @@ def _once(
     config = ConfigSource(config_file, default_config, environment=os.environ).read(
         labels.get("nvidia.com/device-plugin.config", "")
     )
-    inventory, problem = read_inventory(host_root)
+    inventory, problem = _inventory(host_root)
     capable = any(gpu.mig != "unsupported" for gpu in inventory.gpus) if not problem else None
     owners = ownership(node_facts(cluster, host_facts(host_root), mig_capable=capable))
     answer: dict[str, Any] = {
@@ -172,6 +171,24 @@ def _once(
         print_data(answer, output)
     else:
         click.echo(_text(node, inventory, problem, owners))
+
+
+def _inventory(host_root: Path) -> tuple[Inventory, str]:
+    """What the driver says, or why it says nothing."""
+    from gpufleet.devices.backend import BackendError
+    from gpufleet.devices.inventory import Inventory
+    from gpufleet.devices.nvml import NvmlBackend
+
+    try:
+        backend = NvmlBackend(host_root)
+    except BackendError as error:
+        return Inventory(), error.message
+    try:
+        return backend.inventory(), ""
+    except BackendError as error:
+        return Inventory(), error.message
+    finally:
+        backend.close()
 
 
 async def _cluster(node: str, kubeconfig: str, context: str | None) -> Any:

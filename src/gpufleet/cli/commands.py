@@ -14,6 +14,7 @@ COMMANDS = {
     "top": ("gpufleet.cli.top", "Who uses which GPU, and how much"),
     "why": ("gpufleet.cli.why", "Why a pod is pending or where it runs, who holds the GPUs, what would help"),
     "logs": ("gpufleet.cli.logs", "The output of a pod's container"),
+    "agent": ("gpufleet.cli.agent", "The agent of this GPU node, or one look at it"),
     "mig": ("gpufleet.cli.mig", "What GPUs can be cut into, and how to get there"),
     "share": ("gpufleet.cli.share", "How a GPU should be shared for a workload, and why"),
     "version": ("gpufleet.cli.version", "Versions of gpufleet, Python and the control plane"),
@@ -24,7 +25,8 @@ COMMANDS = {
 SECTIONS = {
     "A fleet on this machine": ("up", "down", "status", "kubeconfig"),
     "Any cluster": ("top", "why", "logs"),
-    "Other": ("mig", "share", "version", "completion"),
+    "GPUs": ("agent", "mig", "share"),
+    "Other": ("version", "completion"),
 }
 
 EXIT_CODES = {

@@ -205,6 +205,8 @@ async def test_a_pool_that_makes_sense_is_taken(control_plane: ControlPlane) -> 
     async with cluster(control_plane) as c:
         for number, spec in enumerate(SENSIBLE):
             await c.pool(str(number), nodeSelector=SELECTS, **spec)
+        cheap = await c.client.get(GPU_POOLS, c.name("4"))
+        assert (cheap["spec"]["disruption"], cheap["spec"]["price"]["currency"]) == ("advise", "USD")
         long = {"metadata": {"name": "x" * 64}, "spec": {"nodeSelector": SELECTS}}
         with pytest.raises(ApiError, match="at most 63 characters"):
             await c.client.create(GPU_POOLS, long)

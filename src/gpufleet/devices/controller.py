@@ -44,7 +44,8 @@ log = logging.getLogger("gpufleet.devices")
 
 COALESCE_SECONDS = 0.2
 RETRY_SECONDS = (0.5, 60.0)
-WRITERS = 8
+WRITERS = 4
+"""How many writes are on their way at once: pools can wait, so they leave the API server to others."""
 
 
 class DevicesController:
@@ -108,9 +109,9 @@ class DevicesController:
 
     async def _carry_out(self, plan: PoolPlan) -> None:
         writes = [
+            *map(self._status_write, plan.statuses),
             *map(self._node_write, plan.nodes),
             *map(self._desired_write, plan.desired),
-            *map(self._status_write, plan.statuses),
         ]
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(self._write(one)) for one in writes]

@@ -102,7 +102,7 @@ def _conditions(
     elif drifted:
         ready = ("False", "PoolDrift", f"{_nodes_are(drifted)} not as asked: {_first(drifted)}")
     elif own:
-        ready = ("True", "PoolSettled", f"all {len(own)} nodes are as asked")
+        ready = ("True", "PoolSettled", "every node is as asked")
     else:
         ready = ("False", "PoolEmpty", "no node matches spec.nodeSelector")
     conflict = (

@@ -31,7 +31,9 @@ _NAME = "[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 _QUALIFIED = rf"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{_NAME}$"
 
 Purpose = Literal["inference", "training", "batch", "dev"]
-LabelValue = Annotated[str, Meta(max_length=63, pattern=rf"^({_NAME})?$")]
+LabelValue = Annotated[
+    str, Meta(max_length=63, pattern=rf"^({_NAME})?$", description="Value of a label of the node.")
+]
 LabelKey = Annotated[
     str, Meta(min_length=1, max_length=317, pattern=_QUALIFIED, description="Key of a label of the node.")
 ]
@@ -163,7 +165,14 @@ class Price(APIStruct, frozen=True, kw_only=True):
         int,
         Meta(ge=0, le=10**12, description="Price of one GPU for one hour, in millionths of the currency."),
     ]
-    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$", description="ISO 4217 code, as USD.")] = "USD"
+    currency: Annotated[
+        str,
+        Meta(
+            pattern="^[A-Z]{3}$",
+            description="ISO 4217 code, as USD.",
+            extra_json_schema={"default": "USD"},
+        ),
+    ] = "USD"
 
 
 class GPUPoolSpec(APIStruct, frozen=True, kw_only=True):
@@ -230,7 +239,10 @@ class GPUPoolSpec(APIStruct, frozen=True, kw_only=True):
     price: Annotated[Price | None, Meta(description="What one GPU costs.")] = None
     disruption: Annotated[
         Literal["advise", "act"],
-        Meta(description="advise: GPUs are not cut anew, only the status says what would be; act: they are."),
+        Meta(
+            description="advise: GPUs are not cut anew, only the status says what would be; act: they are.",
+            extra_json_schema={"default": "advise"},
+        ),
     ] = "advise"
 
 

@@ -138,7 +138,7 @@ def test_what_is_no_workload_or_has_no_gpu_says_so(advice: Callable[..., list[di
     pod = "kind: Pod\nspec: {containers: [{name: a}]}"
     found = advice(f"kind: Namespace\n---\n{pod}\n---\njust text")
     assert [one["choice"] for one in found] == ["none"] * 3
-    assert [one["reasons"][0]["code"] for one in found] == ["NotAWorkload", "NoGpuRequested", "NotAWorkload"]
+    assert [one["reasons"][0]["code"] for one in found] == ["NoWorkload", "NoGpuRequested", "NoWorkload"]
 
 
 def test_a_manifest_may_come_from_stdin(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:

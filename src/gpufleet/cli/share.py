@@ -26,7 +26,7 @@ STYLES = {"whole": "cyan", "mig": "green", "mps": "green", "time-slicing": "gree
 _NONE_SAYS = {
     "DynamicResources": "its devices come by ResourceClaims; say how to share them in the claim's config",
     "NoGpuRequested": "its pods ask for no GPU",
-    "NotAWorkload": "it has no pods",
+    "NoWorkload": "it has no pods",
 }
 
 
@@ -119,7 +119,7 @@ def _answers(
     told: Tenants = "one" if tenants == "one" else "several" if tenants else tenants_of(manifests)
     for number, one in enumerate(documents, 1):
         if not isinstance(one, Mapping):
-            yield _none({"document": number, "kind": "", "name": ""}, "NotAWorkload", "it is no object")
+            yield _none({"document": number, "kind": "", "name": ""}, "NoWorkload", "it is no object")
             continue
         about = _about(number, one)
         parts = workload_parts(one, told)
@@ -127,7 +127,7 @@ def _answers(
             at = {**about, "part": part.path} if len(parts) > 1 else about
             yield _none(at, part.reason) if part.reason else _advice(at, part, given, need_mib)
         if not parts:
-            yield _none(about, "NoGpuRequested" if has_pods(one) else "NotAWorkload")
+            yield _none(about, "NoGpuRequested" if has_pods(one) else "NoWorkload")
 
 
 def _about(number: int, manifest: Mapping[str, Any]) -> dict[str, Any]:

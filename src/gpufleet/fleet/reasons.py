@@ -157,6 +157,6 @@ CODES: dict[str, str] = {
     "NeedsMostOfGpu": "The workload needs more memory than a share of the GPU has.",
     "SharingNotPreferred": "This way of sharing would work, but suits the workload less.",
     "NoGpuRequested": "The object has no pods that ask for a GPU.",
-    "NotAWorkload": "The object has no pods of its own.",
+    "NoWorkload": "The object has no pods of its own.",
     "ProductAssumed": "Nothing says which GPU the workload runs on, so a common one was assumed.",
 }

@@ -75,6 +75,7 @@ class Options(msgspec.Struct, frozen=True):
     host_root: Path = Path("/")
     kubelet_root: Path = Path("/var/lib/kubelet")
     plugin_folder: Path | None = None
+    pod_resources: Path | None = None
     config: ConfigSource = ConfigSource()
     labels_to: Output = "node"
     labels_file: Path | None = None
@@ -106,12 +107,13 @@ class Agent:
         self._started = time.time()
         self._phases: dict[str, float] = {"Registered": self._started}
         self.owners: Ownership | None = None
+        self.exporter_port = 0
         self.plugin = DevicePlugin(
             options.plugin_folder or options.kubelet_root / "device-plugins", extras=self._extras
         )
         self.plugin.allocated = self._allocated
         self.account = Account(
-            PodResources(options.kubelet_root / "pod-resources" / "kubelet.sock"),
+            PodResources(options.pod_resources or options.kubelet_root / "pod-resources" / "kubelet.sock"),
             lambda: frozenset(one.name for one in self.plugin.node.offer.resources),
             self._held_changed,
         )
@@ -234,7 +236,9 @@ class Agent:
         self._pods.subscribe(self._pods_changed)
 
     async def _export(self) -> None:
-        async with self._exporter.serving(self._options.exporter_port, self._options.exporter_address):
+        options = self._options
+        async with self._exporter.serving(options.exporter_port, options.exporter_address) as port:
+            self.exporter_port = port
             await asyncio.Event().wait()
 
     async def _follow_owners(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.conftest import pytest_pyfunc_call  # noqa: F401 - runs the async tests here too
+from tests.contract.servers import ControlPlane
 from tests.contract.simnodes.fleet import KubeletControlPlane
 from tests.fakenvml.library import STATE, build, compiler
 from tests.node.nvml_nodes import NvmlNode
@@ -44,7 +45,21 @@ def real_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
         plane.stop()
 
 
-async def _prepare(plane: KubeletControlPlane) -> None:
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """etcd and kube-apiserver with our custom resources; nodes are made by hand."""
+    found = ControlPlane(
+        tmp_path_factory.mktemp("agent-plane"), locate(("etcd", "kube-apiserver"), progress=print)
+    )
+    try:
+        found.start()
+        asyncio.run(_prepare(found))
+        yield found
+    finally:
+        found.stop()
+
+
+async def _prepare(plane: ControlPlane) -> None:
     async with Client(plane.config) as client:
         await establish(client, custom_resources())
 

@@ -109,13 +109,14 @@ async def test_gpus_are_cut_as_the_controller_asks_and_nobody_loses_an_instance(
         first, second = (gpu.uuid for gpu in inventory.gpus)
         async with w.running():
             await w.gpu_node(lambda one: bool(one.status.devices))
-            cut = {"uuid": first, "enabled": True, "instances": [{"profile": "3g.40gb", "start": 4}]}
+            three = {"profile": "3g.40gb", "start": 4}
+            cut = {"uuid": first, "enabled": True, "instances": [three]}
             await w.desire(mig=[cut], allowModeSwitch=True)
             await w.kubelet.until(lambda: w.kubelet.allocatable(THREE) == 1)
             assert w.kubelet.healthy(GPU) == {second}
             held = await w.admit("p", THREE)
             await w.gpu_node(lambda one: bool(one.status.allocations))
-            more = {**cut, "instances": [{"profile": "1g.10gb", "start": 0}, *cut["instances"]]}
+            more = {**cut, "instances": [{"profile": "1g.10gb", "start": 0}, three]}
             await w.desire(mig=[more])
             await w.kubelet.until(lambda: w.kubelet.allocatable(ONE) == 1)
             assert w.kubelet.healthy(THREE) == held.ids

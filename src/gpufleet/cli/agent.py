@@ -171,6 +171,8 @@ def _once(
         print_data(answer, output)
     else:
         click.echo(_text(node, inventory, problem, owners))
+        if not kubeconfig:
+            click.echo("\nOnly the host was looked at; with --kubeconfig also who else runs parts of it.")
 
 
 def _inventory(host_root: Path) -> tuple[Inventory, str]:

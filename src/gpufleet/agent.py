@@ -65,7 +65,7 @@ log = logging.getLogger("gpufleet.agent")
 
 T = TypeVar("T")
 
-CONFIG_S, OWNERS_S, MIG_S = 5.0, 60.0, 1.0
+NODE_S, CONFIG_S, OWNERS_S, MIG_S = 0.5, 5.0, 60.0, 1.0
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -157,12 +157,22 @@ class Agent:
                     tasks.create_task(informer.run())
                 for informer in (self._nodes, self._gpu_nodes, self._pods):
                     await informer.synced()
+                await self._node_exists()
                 self._take_over()
                 await self._find_owners(await read_cluster(self._client, self._options.node))
                 self._start(tasks)
         finally:
             await asyncio.to_thread(self._observer.stop)
             await asyncio.to_thread(self._sampler.stop)
+
+    async def _node_exists(self) -> None:
+        """Wait for the Node object: an agent may be up before its kubelet has registered the node."""
+        said = False
+        while self._nodes.get(self._options.node) is None:
+            if not said:
+                log.info("waiting for the node to be registered", extra={"node": self._options.node})
+            said = True
+            await asyncio.sleep(NODE_S)
 
     def does(self, part: Component) -> bool:
         """Whether a part is ours to run."""

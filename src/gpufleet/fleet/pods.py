@@ -7,7 +7,9 @@ Amounts follow `fleet.quantities`: CPU in millicores, all else in whole units.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import msgspec
 
@@ -17,6 +19,8 @@ SCHEDULER_NAME = "gpufleet"
 GANG_LABEL = "gpufleet.dev/gang"
 GANG_SIZE_LABEL = "gpufleet.dev/gang-size"
 
+_MIG_PROFILE = re.compile(r"^nvidia\.com/mig-(\d+)g\.(\d+)gb")
+_GIGABYTE, _WHOLE_GPU = 100, 100_000
 _ANY = "0.0.0.0"  # noqa: S104 - compared, never bound
 
 
@@ -169,3 +173,16 @@ def is_gpu_resource(resource: str) -> bool:
 def gpus_requested(shape: PodShape) -> int:
     """How many GPU devices of any kind (whole, shared, MIG) a shape asks for."""
     return sum(amount for resource, amount in shape.requests if is_gpu_resource(resource))
+
+
+@lru_cache(maxsize=4096)
+def gpu_share(shape: PodShape) -> int:
+    """How much of GPUs a shape asks for, to compare by: a whole GPU is more than any MIG instance, and of
+    instances that of more memory is more, then that of more compute slices.
+    """
+    return sum(amount * _share(resource) for resource, amount in shape.requests if is_gpu_resource(resource))
+
+
+def _share(resource: str) -> int:
+    match = _MIG_PROFILE.match(resource)
+    return int(match[2]) * _GIGABYTE + int(match[1]) if match else _WHOLE_GPU

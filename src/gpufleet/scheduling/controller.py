@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.plans import Plan, Unschedulable
+from gpufleet.fleet.plans import Action, Cut, Plan, Unschedulable
 from gpufleet.kube import writes
 from gpufleet.kube.client import Client
 from gpufleet.kube.events import EventRecorder
@@ -33,6 +33,8 @@ log = logging.getLogger("gpufleet.scheduling")
 
 REPORT_WRITERS = 8
 COALESCE_SECONDS = 0.01
+GATHER_CUTS_SECONDS = 0.2
+"""How long pods that need cuts are gathered, so that those that come together are packed together."""
 REFRESH_SECONDS = 10.0
 
 
@@ -53,6 +55,7 @@ class SchedulingController:
             client, recorder, self._builder, self._reports, self._pauses, self.decide_soon
         )
         self._decisions = 0
+        self._cuts_due = 0.0
         self.synced = False
 
     def decide_soon(self) -> None:
@@ -96,7 +99,21 @@ class SchedulingController:
         metrics.DECISION_SECONDS.observe(time.perf_counter() - started)
         metrics.LAST_DECISION.set_to_current_time()
         self._decisions += 1
-        self._carry_out(plan, len(snapshot.nodes))
+        self._carry_out(self._gathered(plan), len(snapshot.nodes))
+
+    def _gathered(self, plan: Plan) -> Plan:
+        """The plan, without what is about cuts while those are still gathered."""
+        if not any(isinstance(action, Cut) for action in plan.actions):
+            self._cuts_due = 0.0
+            return plan
+        now, loop = time.monotonic(), asyncio.get_running_loop()
+        if not self._cuts_due:
+            self._cuts_due = now + GATHER_CUTS_SECONDS
+            loop.call_later(GATHER_CUTS_SECONDS, self._changed.set)
+        if now >= self._cuts_due:
+            self._cuts_due = 0.0
+            return plan
+        return Plan(tuple(action for action in plan.actions if not _about_a_cut(action)))
 
     def _carry_out(self, plan: Plan, nodes: int) -> None:
         pending = 0
@@ -158,6 +175,10 @@ class SchedulingController:
         for pod in self._builder.observed():
             if pod.reported and pod.node and not pod.finished and not self._reports.is_closed(pod):
                 self._reports.add(Report.of_binding(pod, f"bound to {pod.node}"), time.monotonic())
+
+
+def _about_a_cut(action: Action) -> bool:
+    return isinstance(action, Cut) or any(reason.code == "WaitingForCut" for reason in action.reasons)
 
 
 def _informer(client: Client, source: Any) -> Informer[Any]:

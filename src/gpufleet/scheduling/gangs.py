@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from gpufleet.fleet.pods import Pod, gpus_requested
+from gpufleet.fleet.pods import Pod, gpu_share, gpus_requested
 from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
 
@@ -43,12 +43,15 @@ class Unit(msgspec.Struct, frozen=True):
         return any(pod.nominated_node for pod in self.pods)
 
     @property
-    def order(self) -> tuple[int, int, float, str]:
-        """The place in the queue; smaller goes first."""
+    def order(self) -> tuple[int, int, float, int, str]:
+        """The place in the queue; smaller goes first. Of equal age (the API server counts in seconds) the
+        larger goes first: what is large fits only while there is much room.
+        """
         return (
             -max(pod.priority for pod in self.pods),
             0 if self.nominated else 1 if self.running else 2,
             min(pod.created for pod in self.pods),
+            -sum(gpu_share(pod.shape) for pod in self.pods),
             self.gang or self.pods[0].key,
         )
 

@@ -62,6 +62,17 @@ def test_the_default_fleet_is_forgotten_without_a_name(environ: dict[str, str]) 
     assert layout_of("two", environ).exists
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["up", "down", "down --purge", "status", "kubeconfig", "top", "why p", "logs p"],
+)
+def test_an_empty_name_names_no_fleet(environ: dict[str, str], command: str) -> None:
+    refused = gpufleet(environ, *command.split(), "--name", "")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error[BadFleetName]: '' cannot name a fleet")
+    assert layout_of("default", environ).exists
+
+
 def would_run(*arguments: str) -> str:
     """What make would do."""
     done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -29,7 +29,7 @@ def choose_cluster(
 
     if kubeconfig or context:
         return load_config(kubeconfig, context, environ)
-    if name:
+    if name is not None:
         return load_config(str(existing_fleet(name, environ).kubeconfig), None, environ)
     if not environ.get("KUBECONFIG"):
         local = _default_fleet(environ)
@@ -49,7 +49,7 @@ def chosen_fleet(name: str | None, environ: Mapping[str, str] = os.environ) -> L
     """The local fleet that a command means: --name, the one whose kubeconfig $KUBECONFIG names, or the
     default.
     """
-    if name:
+    if name is not None:
         return layout_of(name, environ)
     named = environ.get("KUBECONFIG", "")
     if named and os.pathsep not in named:

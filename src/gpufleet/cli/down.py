@@ -23,7 +23,7 @@ def command(name: str | None, purge: bool) -> None:
     from gpufleet.local.down import down
 
     layout = chosen_fleet(name)
-    if purge and not name and layout.name != DEFAULT_FLEET:
+    if purge and name is None and layout.name != DEFAULT_FLEET:
         raise GpufleetError(
             reason="FleetNotNamed",
             message=f"--purge would forget fleet {layout.name}, because $KUBECONFIG names its kubeconfig",

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from gpufleet.cli.app import everywhere
+from gpufleet.local.layout import check_fleet_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,10 +22,19 @@ __all__ = [
 ]
 
 
+def _named(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A name that was given, checked before a command looks at it: an empty one (`--name "$UNSET"`) means no
+    fleet, least of all the default one.
+    """
+    if value is not None:
+        check_fleet_name(value)
+    return value
+
+
 def fleet_name(function: F) -> F:
     """--name: a fleet of this machine (`cluster.chosen_fleet` is the rule)."""
     which = "The local fleet (default: the one whose kubeconfig $KUBECONFIG names, else the fleet `default`)."
-    return click.option("--name", metavar="FLEET", help=which)(function)
+    return click.option("--name", metavar="FLEET", callback=_named, help=which)(function)
 
 
 def cluster_options(function: F) -> F:

@@ -92,7 +92,7 @@ def command(
     from gpufleet.local.up import Request, up
 
     request = Request(
-        name or chosen_fleet(None).name,
+        chosen_fleet(name).name,
         fleet,
         bridge,
         authorization,

@@ -124,14 +124,21 @@ def fleets_home(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(home) / ".local" / "state" / "gpufleet"
 
 
-def layout_of(name: str, environ: Mapping[str, str] = os.environ) -> Layout:
-    """The layout of the fleet `name`, which must be a DNS label because contexts and objects bear it."""
+def check_fleet_name(name: str) -> None:
+    """Raise BadFleetName unless `name` is a DNS label, which it must be because contexts and objects bear
+    it.
+    """
     if not _DNS_LABEL.fullmatch(name):
         raise GpufleetError(
             reason="BadFleetName",
             message=f"{name!r} cannot name a fleet: use at most 63 of a-z, 0-9 and inner -",
             hint="gpufleet up --name my-fleet",
         )
+
+
+def layout_of(name: str, environ: Mapping[str, str] = os.environ) -> Layout:
+    """The layout of the fleet `name`; raises BadFleetName and NoStateFolder."""
+    check_fleet_name(name)
     return Layout(name, Path(os.path.realpath(fleets_home(environ))) / name)
 
 

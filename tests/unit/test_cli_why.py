@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from tests.unit.fleets import node, pod
 
-from gpufleet.cli.why import progress, render
+from gpufleet.cli.why import disruption, progress, render
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.snapshot import snapshot_of
@@ -30,6 +30,31 @@ def told(explanation: Explanation, status: Mapping[str, object]) -> str:
     given = {"metadata": {"name": "p", "namespace": "default"}, "spec": {"nodeName": "a"}, "status": status}
     there = msgspec.convert(given, objects.Pod)
     return render(msgspec.structs.replace(explanation, reasons=(*explanation.reasons, *progress(there))))
+
+
+def test_a_victim_of_preemption_is_told_for_whom_it_ends() -> None:
+    text = "evicted for default/urgent (priority 9 over 0), which fits on a without it"
+    there = msgspec.convert(
+        {
+            "metadata": {"name": "p", "namespace": "default", "deletionTimestamp": "2026-01-01T00:00:00Z"},
+            "status": {
+                "phase": "Running",
+                "conditions": [
+                    {
+                        "type": "DisruptionTarget",
+                        "status": "True",
+                        "reason": "PreemptionByScheduler",
+                        "message": text,
+                    }
+                ],
+            },
+        },
+        objects.Pod,
+    )
+    found = why(node("a"), pod("p", node="a", terminating=True))
+    shown = render(msgspec.structs.replace(found, reasons=(*disruption(there), *found.reasons)))
+    assert shown.startswith("default/p is ending on a\n")
+    assert f"Preempted    {text}\n" in shown
 
 
 def container(**state: object) -> dict[str, object]:

@@ -64,6 +64,12 @@ def test_a_running_pod_is_where_it_is() -> None:
     assert (found.verdict, found.node, found.reasons[0].code) == ("running", "a", "Bound")
 
 
+def test_a_pod_that_is_ending_is_not_said_to_run() -> None:
+    found = why(fleet(node("a"), pod("p", node="a", terminating=True)), "p")
+    assert [reason.code for reason in found.reasons] == ["Terminating", "Bound"]
+    assert found.node == "a"
+
+
 def test_a_finished_pod_has_ended() -> None:
     ended = msgspec.structs.replace(pod("p", node="a"), phase="Failed")
     found = explain(fleet(node("a")), "default/p", Policy(), finished=ended)

@@ -115,8 +115,27 @@ async def _with_story(client: Client, explanation: Explanation) -> Explanation:
     )
     body: Any = msgspec.json.decode(events)
     told = tuple(Reason("Bound", event["message"], explanation.node) for event in body["items"])
-    reasons = (*explanation.reasons, *progress(pod), *told)
+    reasons = (*disruption(pod), *explanation.reasons, *progress(pod), *told)
     return msgspec.structs.replace(explanation, reasons=reasons)
+
+
+def disruption(pod: objects.Pod) -> tuple[Reason, ...]:
+    """Why a pod that is being deleted has to end, as whoever ends it says: for a victim of preemption, for
+    whom.
+    """
+    from gpufleet.fleet.reasons import Reason
+
+    if pod.metadata.deletion_timestamp is None:
+        return ()
+    return tuple(
+        Reason(
+            "Preempted" if condition.reason == "PreemptionByScheduler" else "Terminating",
+            condition.message or condition.reason,
+            pod.metadata.key,
+        )
+        for condition in pod.status.conditions
+        if condition.type == "DisruptionTarget" and condition.status == "True"
+    )
 
 
 def progress(pod: objects.Pod) -> tuple[Reason, ...]:
@@ -171,10 +190,10 @@ def _headline(explanation: Explanation) -> tuple[str, str]:
     codes = {reason.code for reason in explanation.reasons}
     if "Finished" in codes:
         return "has ended", "green"
+    if "Terminating" in codes:
+        return (f"is ending on {explanation.node}" if explanation.node else "is being deleted"), "yellow"
     if codes & {"ContainerWaiting", "NodeNotFound"}:
         return f"is bound to {explanation.node}, but does not run", "yellow"
-    if "Terminating" in codes:
-        return "is being deleted", "yellow"
     return VERDICTS[explanation.verdict]
 
 

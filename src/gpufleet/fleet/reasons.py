@@ -61,7 +61,7 @@ CODES: dict[str, str] = {
     "GangInvalid": "The pods of the gang disagree about its size, the size is not a positive number, or the "
     "gang has no name.",
     "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler.",
-    "Terminating": "The pod is being deleted, so it is not placed any more.",
+    "Terminating": "The pod is being deleted: it ends, or is not placed any more.",
     "NoNodes": "The cluster has no nodes.",
     # what happens instead of a placement
     "WaitingForVictims": "Victims were evicted for this pod and have not ended yet.",

@@ -68,6 +68,9 @@ def explain(snapshot: Snapshot, key: str, policy: Policy, finished: Pod | None =
         )
     if pod.node:
         reasons = [Reason("Bound", f"bound to {pod.node}, phase {pod.phase}", pod.node)]
+        if pod.terminating:
+            text = f"it is being deleted; what it holds on {pod.node} is free once it has ended"
+            reasons.insert(0, Reason("Terminating", text, pod.key))
         if pod.node not in snapshot.nodes:
             reasons.append(Reason("NodeNotFound", f"there is no node {pod.node}", pod.node))
         return _explanation(pod, "running", tuple(reasons))

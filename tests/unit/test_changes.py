@@ -31,12 +31,8 @@ WORDS = {
 
 def carried_out(change: Change, snapshot: Snapshot, asking: Pod) -> Snapshot:
     """The snapshot after somebody has done what the message says to the pod, its gang or the cluster."""
-    text, mates = change.message, [asking]
+    text, mates = _addressed(change.message, snapshot, asking)
     gang_key = asking.gang_key
-    if text.startswith(every := f"every pod of gang {gang_key}: "):
-        text = text.removeprefix(every)
-        mates = [p for p in snapshot.unbound.values() if p.gang_key == gang_key]
-        assert len(mates) > 1
     if match := re.fullmatch(rf"create (\d+) more pods? of gang {gang_key} like (\S+)", text):
         like = snapshot.unbound[f"default/{match[2]}"]
         new = [msgspec.structs.replace(like, name=f"more-{i}", uid=f"more-{i}") for i in range(int(match[1]))]
@@ -91,6 +87,18 @@ def carried_out(change: Change, snapshot: Snapshot, asking: Pod) -> Snapshot:
         ]
         return msgspec.structs.replace(snapshot, nodes={**snapshot.nodes, **{n.name: n for n in added}})
     raise AssertionError(f"nobody would know what to do: {text}")
+
+
+def _addressed(text: str, snapshot: Snapshot, asking: Pod) -> tuple[str, list[Pod]]:
+    """What is to be done, and to which pods."""
+    mates = [p for p in snapshot.unbound.values() if p.gang_key and p.gang_key == asking.gang_key]
+    match = re.fullmatch(rf"([^:]+) of gang {asking.gang_key}: (.*)", text)
+    if match is None:
+        return text, [asking]
+    assert len(mates) > 1
+    if match[1] == "every pod":
+        return match[2], mates
+    return match[2], [snapshot.unbound[f"default/{name}"] for name in match[1].split(", ")]
 
 
 def _edited(snapshot: Snapshot, mates: list[Pod], edit: object) -> Snapshot:
@@ -269,5 +277,27 @@ def test_edits_of_one_member_leave_the_other_members_as_they_are() -> None:
     offered = messages(
         fleet(node("a", gpus=1, zone="x"), node("b", gpus=1, zone="y"), lead, worker), "worker"
     )
-    words = "every pod of gang default/g: remove disk=ssd from the nodeSelector"
+    words = "worker of gang default/g: remove disk=ssd from the nodeSelector"
     assert offered["drop-node-selector"] == words
+
+
+def test_a_change_of_a_mixed_gang_names_the_members_that_it_changes_whoever_asks() -> None:
+    small, large = pod("gi0", gpus=1, gang=gang("g", 2)), pod("gi1", gpus=9, gang=gang("g", 2))
+    snapshot = fleet(node("a", gpus=8), small, large)
+    for asking in (small, large):
+        offered = why(snapshot, asking.name).changes
+        assert [c.message for c in offered] == [
+            "gi1 of gang default/g: ask for 7 nvidia.com/gpu instead of 9"
+        ]
+        plan = decide(carried_out(offered[0], snapshot, asking), Policy())
+        assert binds(plan) == {"gi0": "a", "gi1": "a"}
+
+
+def test_a_change_of_many_members_names_a_few_of_them() -> None:
+    members = [pod(f"w{i}", gpus=4, gang=gang("g", 6)) for i in range(5)]
+    lead = pod("lead", gpus=1, gang=gang("g", 6))
+    offered = messages(fleet(node("a", gpus=11), lead, *members), "lead")
+    assert (
+        offered["ask-fewer"]
+        == "w0, w1, w2 and 2 more of gang default/g: ask for 2 nvidia.com/gpu instead of 4"
+    )

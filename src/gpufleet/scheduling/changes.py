@@ -1,16 +1,18 @@
 """What would make a pending unit fit: single changes, each made on a copy of the snapshot and seen to work.
 
 Candidates are the smallest edits that people make: drop one selector or affinity, tolerate one taint, ask for
-less, uncordon a node, raise the priority, end one workload, add nodes like those there are. What changes the
-pods changes every pod of the unit that waits, and says so. A candidate is a changed snapshot. It is tried on
-the fleet as the decision leaves it, and what works there is decided anew as a whole, because pods ahead in
-the queue may take what the change frees. Ordered by how little a change asks of others.
+less, uncordon a node, raise the priority, end one workload, add nodes like those there are. What one member
+of a gang suggests is offered to all of them; an edit changes the members that it can change, and names them
+unless it is every one. A candidate is a changed snapshot. It is tried on the fleet as the decision leaves it,
+and what works there is decided anew as a whole, because pods ahead in the queue may take what the change
+frees. Ordered by how little a change asks of others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from itertools import islice
 
 import msgspec
 
@@ -18,7 +20,7 @@ from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind, BindVolume, Evict, Nominate, Plan, SelectNode
 from gpufleet.fleet.pods import Pod, PodShape, is_gpu_resource
 from gpufleet.fleet.quantities import comparable_amounts, is_bytes
-from gpufleet.fleet.selectors import Toleration, untolerated
+from gpufleet.fleet.selectors import Taint, Toleration, untolerated
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.cycle import Policy, decide
 from gpufleet.scheduling.filters import pod_problem
@@ -33,6 +35,12 @@ LIMIT = 5
 
 ALIKE = 3
 """How many of them are of one kind."""
+
+SHAPES = 8
+"""How many different members of a gang are asked for edits."""
+
+NAMED = 3
+"""How many members are named."""
 
 TRIES = 50
 """How many workloads, cordoned nodes and priorities are tried."""
@@ -104,20 +112,23 @@ class _Asking:
         self._unit = unit
         self._pod = pod
         self._accounts = dict(sorted(after.accounts.items()))
+        shapes = dict.fromkeys((pod.shape, *(member.shape for member in unit.pods)))
+        self._shapes = tuple(islice(shapes, SHAPES))
 
     def candidates(self) -> Iterator[_Candidate]:
         """Changes that help on the fleet as the decision leaves it, and the snapshot with each of them."""
-        for change, edit in self._edits():
-            if self._fits(changed := self._edited(edit)):
-                yield self._of_all(change), changed
+        edits = {change: edit for shape in self._shapes for change, edit in self._edits(shape)}
+        for change, edit in edits.items():
+            told, changed = self._edited(change, edit)
+            if self._fits(changed):
+                yield told, changed
         yield from self._asking_less()
         yield from self._uncordoned()
         yield from self._raised()
         yield from self._without_others()
         yield from self._more_nodes()
 
-    def _edits(self) -> Iterator[tuple[Change, _Edit]]:
-        shape = self._pod.shape
+    def _edits(self, shape: PodShape) -> Iterator[tuple[Change, _Edit]]:
         for key, value in shape.node_selector:
             change = Change("drop-node-selector", f"remove {key}={value} from the nodeSelector")
             yield change, partial(_without_selector, item=(key, value))
@@ -139,30 +150,32 @@ class _Asking:
         }
         for taint in sorted(taints, key=str):
             if not taint.key.startswith(_PASSING):
-                toleration = Toleration(taint.key, "Exists", "", taint.effect)
                 yield (
                     Change("tolerate-taint", f"tolerate the taint {taint}"),
-                    partial(_tolerating, toleration=toleration),
+                    partial(_tolerating, taint=taint),
                 )
 
     def _asking_less(self) -> Iterator[_Candidate]:
-        for resource, amount in sorted(self._pod.shape.requests, key=_gpus_first):
+        asked = dict.fromkeys(
+            item for shape in self._shapes for item in sorted(shape.requests, key=_gpus_first)
+        )
+        for resource, amount in asked:
             if resource == "pods":
                 continue
             step = _step(resource)
 
             def asking_for(
                 steps: int, item: tuple[str, int] = (resource, amount), step: int = step
-            ) -> Snapshot:
-                return self._edited(partial(_asking, item=item, amount=steps * step))
+            ) -> _Candidate:
+                less, more = comparable_amounts(item[0], steps * step, item[1])
+                change = Change("ask-fewer", f"ask for {less} {item[0]} instead of {more}")
+                return self._edited(change, partial(_asking, item=item, amount=steps * step))
 
-            if not self._fits(asking_for(1)):
+            if not self._fits(asking_for(1)[1]):
                 continue
-            steps = _largest((amount - 1) // step, lambda count, ask=asking_for: self._fits(ask(count)))  # type: ignore[misc]
+            steps = _largest((amount - 1) // step, lambda count, ask=asking_for: self._fits(ask(count)[1]))  # type: ignore[misc]
             if steps:
-                less, more = comparable_amounts(resource, steps * step, amount)
-                change = Change("ask-fewer", f"ask for {less} {resource} instead of {more}")
-                yield self._of_all(change), asking_for(steps)
+                yield asking_for(steps)
 
     def _uncordoned(self) -> Iterator[_Candidate]:
         cordoned = [account.node for account in self._accounts.values() if account.node.unschedulable]
@@ -188,7 +201,7 @@ class _Asking:
                     isinstance(action, Evict) and action.beneficiary in keys for action in plan.actions
                 )
                 text = f"raise the priority above {step} ({_pods(ended)} of lower priority would end)"
-                yield self._of_all(Change("raise-priority", text)), changed
+                yield self._told(Change("raise-priority", text), self._unit.pods), changed
                 break
 
     def _without_others(self) -> Iterator[_Candidate]:
@@ -224,14 +237,15 @@ class _Asking:
         return (other.namespace, other.workload) == (self._pod.namespace, self._pod.workload)
 
     def _more_nodes(self) -> Iterator[_Candidate]:
-        """Empty copies of a node of each kind that the pod could use, as few as are enough."""
-        search = Trial(self._after).search(self._pod)
+        """Empty copies of a node of each kind that a pod of the unit could use, as few as are enough."""
+        trial = Trial(self._after)
+        searches = {trial.question(pod): trial.search(pod) for pod in self._unit.pods}.values()
         kinds: dict[str, Node] = {}
         for account in self._accounts.values():
             node = at_its_best(account.node)
             gpus = (f"{n} {r}" for r, n in sorted(node.allocatable.items()) if n and is_gpu_resource(r))
             offered = ", ".join(gpus) or "no GPU"
-            if offered not in kinds and search.allows(account_of(node, {})):
+            if offered not in kinds and any(search.allows(account_of(node, {})) for search in searches):
                 kinds[offered] = node
         most = len(self._unit.pods)
         for offered, node in sorted(kinds.items()):
@@ -244,15 +258,24 @@ class _Asking:
                 what = "1 node" if most - spared == 1 else f"{most - spared} nodes"
                 yield Change("add-nodes", f"add {what} like {node.name} ({offered})"), without(spared)
 
-    def _of_all(self, change: Change) -> Change:
-        """The change as one of every pod that waits, where that is more than the one that asks."""
+    def _told(self, change: Change, changed: Collection[Pod]) -> Change:
+        """The change with the members of the gang that it is about."""
         if len(self._unit.pods) == 1:
             return change
-        return Change(change.kind, f"every pod of gang {self._unit.gang}: {change.message}")
+        whom = "every pod"
+        if len(changed) < len(self._unit.pods):
+            names = sorted(pod.name for pod in changed)
+            more = len(names) - NAMED
+            whom = ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+        return Change(change.kind, f"{whom} of gang {self._unit.gang}: {change.message}")
 
-    def _edited(self, edit: _Edit) -> Snapshot:
-        pods = {p.key: msgspec.structs.replace(p, shape=edit(p.shape)) for p in self._unit.pods}
-        return self._with_pods(pods)
+    def _edited(self, change: Change, edit: _Edit) -> _Candidate:
+        pods = [
+            msgspec.structs.replace(pod, shape=shape)
+            for pod in self._unit.pods
+            if (shape := edit(pod.shape)) != pod.shape
+        ]
+        return self._told(change, pods), self._with_pods({pod.key: pod for pod in pods})
 
     def _with_pods(self, pods: Mapping[str, Pod]) -> Snapshot:
         return msgspec.structs.replace(self._snapshot, unbound={**self._snapshot.unbound, **pods})
@@ -324,7 +347,10 @@ def _without(shape: PodShape, field: str) -> PodShape:
     return msgspec.structs.replace(shape, **{field: getattr(PodShape(), field)})
 
 
-def _tolerating(shape: PodShape, toleration: Toleration) -> PodShape:
+def _tolerating(shape: PodShape, taint: Taint) -> PodShape:
+    if untolerated((taint,), shape.tolerations) is None:
+        return shape
+    toleration = Toleration(taint.key, "Exists", "", taint.effect)
     return msgspec.structs.replace(shape, tolerations=(*shape.tolerations, toleration))
 
 

@@ -169,11 +169,15 @@ class _Cycle:
         first = next((pod for pod in pods if pod.key not in placed), None)
         reasons = self.trial.search(first).reasons() if first else ()
         text = f"{len(placements)} of the {unit.needed} pods that gang {unit.gang} still needs fit at once"
+        whose = ""
+        if first is not None and len({pod.shape for pod in pods}) > 1:
+            whose = f"for {first.name}"
         if placements:
-            text += "; with them placed no node is left for the next one"
+            text += f"; with them placed no node is left {whose or 'for the next one'}"
+            whose = f"with them placed, {whose}" if whose else "with them placed"
+        if whose:
             reasons = tuple(
-                msgspec.structs.replace(reason, message=f"with them placed: {reason.message}")
-                for reason in reasons
+                msgspec.structs.replace(reason, message=f"{whose}: {reason.message}") for reason in reasons
             )
         evidence: dict[str, int | str] = {"need": unit.needed, "have": len(placements)}
         return (Reason("GangUnplaceable", text, unit.gang, evidence=evidence), *reasons)

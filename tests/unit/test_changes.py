@@ -71,7 +71,7 @@ def carried_out(change: Change, snapshot: Snapshot, asking: Pod) -> Snapshot:
         opened = msgspec.structs.replace(snapshot.nodes[match[1]], unschedulable=False)
         return msgspec.structs.replace(snapshot, nodes={**snapshot.nodes, match[1]: opened})
     if match := re.fullmatch(
-        r"raise the priority above (\d+) \((\d+) pods? of lower priority would end\)", text
+        r"raise the priority above (\d+) \((?:\d+ pods? of lower priority|nobody) would end\)", text
     ):
         raised = {
             p.key: msgspec.structs.replace(p, priority=max(p.priority, int(match[1]) + 1)) for p in mates
@@ -125,13 +125,18 @@ def _ended(snapshot: Snapshot, workload: str, namespace: str, count: int) -> Sna
             return (kind, p.gang.name) == ("Gang", name)
         return (kind, p.name) == ("Pod", name)
 
-    gone = {p.key for p in pods_of(snapshot) if p.node in snapshot.nodes and not p.terminating and belongs(p)}
+    gone = {
+        p.key
+        for p in pods_of(snapshot)
+        if (p.node in snapshot.nodes or not p.node) and not p.terminating and belongs(p)
+    }
     assert len(gone) == count
     by_node = {
         where: {key: p for key, p in pods.items() if key not in gone}
         for where, pods in snapshot.pods_by_node.items()
     }
-    return msgspec.structs.replace(snapshot, pods_by_node=by_node)
+    unbound = {key: p for key, p in snapshot.unbound.items() if key not in gone}
+    return msgspec.structs.replace(snapshot, pods_by_node=by_node, unbound=unbound)
 
 
 # property
@@ -151,7 +156,7 @@ def test_every_change_that_is_offered_works_when_it_is_made(snapshot: Snapshot) 
                 all_of_it = change.message.startswith("every pod of gang")
                 mine = {mate.key for mate in unit.pods} if all_of_it else {p.key}
                 ended = sum(key in mine for key in evictions(after).values())
-                assert f"({ended} pod" in change.message
+                assert (f"({ended} pod" if ended else "(nobody") in change.message
 
 
 # in words

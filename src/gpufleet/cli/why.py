@@ -194,6 +194,8 @@ def _headline(explanation: Explanation) -> tuple[str, str]:
         return (f"is ending on {explanation.node}" if explanation.node else "is being deleted"), "yellow"
     if codes & {"ContainerWaiting", "NodeNotFound"}:
         return f"is bound to {explanation.node}, but does not run", "yellow"
+    if "WaitingForVolume" in codes:
+        return "waits for its volume", "yellow"
     return VERDICTS[explanation.verdict]
 
 

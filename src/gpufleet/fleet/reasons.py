@@ -77,7 +77,7 @@ CODES: dict[str, str] = {
     "GangPlaced": "All pods that the gang needs were placed together.",
     "Preempted": "The pod was evicted so that a pod of higher priority can run.",
     "HeldForNominated": "The free capacity is held for a pod that comes first, or for which victims were "
-    "evicted, or whose binding is tried again.",
+    "evicted, or which waits for its volume or for its binding to be tried again.",
     "Bound": "The pod is bound: its containers run, start or wait.",
     "ContainerWaiting": "The pod is bound, but a container of it waits, for example for its image.",
     "NodeNotFound": "The pod is bound to a node that does not exist.",

@@ -10,7 +10,7 @@ frees. Ordered by how little a change asks of others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from functools import partial
 from itertools import islice
 
@@ -63,18 +63,19 @@ _Workload = tuple[str, str]
 
 
 def helpful_changes(
-    snapshot: Snapshot, policy: Policy, after: Ledger, unit: Unit, pod: Pod
+    snapshot: Snapshot, policy: Policy, after: Ledger, unit: Unit, pod: Pod, starting: Container[str] = ()
 ) -> tuple[Change, ...]:
     """Changes that each, alone, let the unit be placed; at most LIMIT.
 
-    `after` is the ledger as the decision leaves it. Where the cause is the pod's own (a claim that does not
-    exist), no change of nodes or room helps.
+    `after` is the ledger as the decision leaves it, `starting` are the pods that it binds: they are left
+    alone, as they run by the time that somebody reads this. Where the cause is the pod's own (a claim that
+    does not exist), no change of nodes or room helps.
     """
     if sum(pod_problem(member, after) is None for member in unit.pods) < unit.needed:
         return ()
     ahead = _up_to(snapshot, policy, unit)
     found: list[Change] = []
-    for change, changed in _Asking(ahead, policy, after, unit, pod).candidates():
+    for change, changed in _Asking(snapshot, ahead, policy, after, unit, pod, starting).candidates():
         alike = sum(other.kind == change.kind for other in found)
         if alike < ALIKE and served(decide(changed, policy), unit):
             found.append(change)
@@ -103,10 +104,21 @@ def at_its_best(node: Node) -> Node:
 
 
 class _Asking:
-    """A unit that asks what would help. `snapshot` has nobody who waits behind it."""
+    """A unit that asks what would help. `ahead` is the snapshot without those who wait behind it."""
 
-    def __init__(self, snapshot: Snapshot, policy: Policy, after: Ledger, unit: Unit, pod: Pod) -> None:
-        self._snapshot = snapshot
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        ahead: Snapshot,
+        policy: Policy,
+        after: Ledger,
+        unit: Unit,
+        pod: Pod,
+        starting: Container[str],
+    ) -> None:
+        self._everybody = snapshot
+        self._snapshot = ahead
+        self._starting = starting
         self._policy = policy
         self._after = after
         self._unit = unit
@@ -186,9 +198,12 @@ class _Asking:
                 yield Change("uncordon-node", f"uncordon node {node.name}"), changed
 
     def _raised(self) -> Iterator[_Candidate]:
-        """The lowest priority from which on preemption makes room; every pod makes its own."""
+        """The lowest priority from which on preemption makes room, or the turn comes before those for whom
+        it is held; every pod makes its own.
+        """
         mine = min(pod.priority for pod in self._unit.pods)
-        there = (pod for account in self._accounts.values() for pod in account.pods.values() if pod.node)
+        there = (pod for account in self._accounts.values() for pod in account.pods.values())
+        there = (pod for pod in there if pod.key not in self._starting)
         keys = {pod.key for pod in self._unit.pods}
         steps = sorted({pod.priority for pod in there if pod.priority >= mine and not pod.terminating})
         for step in steps[:TRIES]:
@@ -200,28 +215,31 @@ class _Asking:
                 ended = sum(
                     isinstance(action, Evict) and action.beneficiary in keys for action in plan.actions
                 )
-                text = f"raise the priority above {step} ({_pods(ended)} of lower priority would end)"
+                price = f"{_pods(ended)} of lower priority" if ended else "nobody"
+                text = f"raise the priority above {step} ({price} would end)"
                 yield self._told(Change("raise-priority", text), self._unit.pods), changed
                 break
 
     def _without_others(self) -> Iterator[_Candidate]:
+        """Without the pods of one owner that hold something, or for whom room is held."""
         blamed = {
             (hold.pod.namespace, hold.pod.workload)
             for hold in in_the_way(self._after, self._unit)
-            if hold.pod.node and not hold.pod.terminating and not self._is_ours(hold.pod)
+            if not hold.pod.terminating and hold.pod.key not in self._starting and not self._is_ours(hold.pod)
         }
+        there = {key: name for name, account in self._accounts.items() for key in account.pods}
         groups: dict[_Workload, list[Pod]] = {}
-        for name in self._accounts:
-            for other in self._snapshot.pods_by_node.get(name, {}).values():
-                owner = other.namespace, other.workload
-                if owner in blamed and not other.terminating:
-                    groups.setdefault(owner, []).append(other)
+        for other in self._everybody.pods():
+            owner = other.namespace, other.workload
+            if owner in blamed and not other.terminating and (other.node in self._accounts or not other.node):
+                groups.setdefault(owner, []).append(other)
         trial = Trial(self._after)
         searches = {trial.question(pod): trial.search(pod) for pod in self._unit.pods}.values()
         tries = 0
         for (namespace, workload), members in sorted(groups.items(), key=_least_dear):
             keys = {member.key for member in members}
-            accounts = [self._accounts[name].without(keys) for name in {member.node for member in members}]
+            nodes = {there[key] for key in keys if key in there}
+            accounts = [self._accounts[name].without(keys) for name in nodes]
             if tries < TRIES and any(s.allows(account) for s in searches for account in accounts):
                 tries += 1
                 if self._fits(changed := self._without_pods(keys)):
@@ -288,7 +306,8 @@ class _Asking:
             name: pods if keys.isdisjoint(pods) else {k: pod for k, pod in pods.items() if k not in keys}
             for name, pods in self._snapshot.pods_by_node.items()
         }
-        return msgspec.structs.replace(self._snapshot, pods_by_node=by_node)
+        unbound = {key: pod for key, pod in self._snapshot.unbound.items() if key not in keys}
+        return msgspec.structs.replace(self._snapshot, pods_by_node=by_node, unbound=unbound)
 
     def _fits(self, changed: Snapshot) -> bool:
         """Whether the unit fits on the fleet as the decision leaves it, with what is changed."""
@@ -302,8 +321,10 @@ class _Asking:
         if account is None:
             return account_of(changed.nodes[name], {})
         here, left = self._snapshot.pods_by_node.get(name, {}), changed.pods_by_node.get(name, {})
-        if here is not left:
-            account = account.without(here.keys() - left.keys())
+        gone = here.keys() - left.keys() if here is not left else set()
+        gone |= account.pods.keys() & (self._snapshot.unbound.keys() - changed.unbound.keys())
+        if gone:
+            account = account.without(gone)
         node = changed.nodes[name]
         return account if account.node is node else msgspec.structs.replace(account, node=node)
 

@@ -26,10 +26,10 @@ from gpufleet.scheduling.gangs import Unit, gang_unit, units
 from gpufleet.scheduling.ledger import Ledger
 from gpufleet.scheduling.messages import pod_reason
 from gpufleet.scheduling.nominations import Nominations, Waiting
-from gpufleet.scheduling.placing import Placement
+from gpufleet.scheduling.placing import Placement, hold
 from gpufleet.scheduling.preemption import Choice
 from gpufleet.scheduling.trial import Trial
-from gpufleet.scheduling.volumes import claim_keys
+from gpufleet.scheduling.volumes import volume_waits
 
 _NOT_HELPED_BY_CAPACITY = frozenset({
     "SchedulingGated", "GangIncomplete", "GangInvalid", "DynamicResources", "ClaimNotFound", "ClaimUnbound",
@@ -130,7 +130,7 @@ class _Cycle:
         mark = self.trial.mark()
         placements = self.nominations.place(unit, pods)
         if len(placements) >= unit.needed:
-            self._bind(unit, placements)
+            self._bind(unit, placements, mark)
             placed = {placement.pod.key for placement in placements}
             for pod in pods:
                 if pod.key not in placed:
@@ -146,12 +146,10 @@ class _Cycle:
             reasons += self.nominations.held_elsewhere(unit, pods)
             self._give_up(pods, (*reasons, _no_preemption(pods)))
 
-    def _bind(self, unit: Unit, placements: Sequence[Placement]) -> None:
-        volumes = [action for placement in placements for action in placement.volumes]
-        if volumes or any(self._claims_unbound(placement.pod) for placement in placements):
-            self.actions += volumes
-            text = "a node was chosen; the volume of a claim is not bound yet"
-            self._report([p.pod for p in placements], (Reason("WaitingForVolume", text, unit.gang),))
+    def _bind(self, unit: Unit, placements: Sequence[Placement], mark: int) -> None:
+        waits = {p.pod.key: volume_waits(p.pod, p.node, self.trial.snapshot, p.volumes) for p in placements}
+        if any(waits.values()):
+            self._await_volumes(placements, waits, mark)
             return
         gang: tuple[Reason, ...] = ()
         if unit.gang and not unit.surplus:
@@ -159,9 +157,17 @@ class _Cycle:
             gang = (Reason("GangPlaced", text, unit.gang),)
         self.actions += [Bind(p.pod, p.node, (*gang, p.reason)) for p in placements]
 
-    def _claims_unbound(self, pod: Pod) -> bool:
-        claims = self.trial.snapshot.claims
-        return any(claims[key].phase != "Bound" for key in claim_keys(pod))
+    def _await_volumes(
+        self, placements: Sequence[Placement], waits: Mapping[str, tuple[Reason, ...]], mark: int
+    ) -> None:
+        """Hold the room of pods until all their volumes are bound; `mark` is from before their placement."""
+        self.trial.rollback(mark)
+        for placement in placements:
+            hold(placement.pod, placement.node, self.trial)
+            self.actions += placement.volumes
+        first = next(reasons for reasons in waits.values() if reasons)
+        for placement in placements:
+            self._report((placement.pod,), waits[placement.pod.key] or first)
 
     def _partly(self, unit: Unit, pods: Sequence[Pod], placements: Sequence[Placement]) -> tuple[Reason, ...]:
         """Why a gang is not placed, on the trial that still holds the part that was."""

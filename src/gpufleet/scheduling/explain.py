@@ -111,8 +111,11 @@ def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanatio
         text = "it fits now; the next decision places it"
         return _explanation(pod, "soon", (Reason("Schedulable", text, pod.key),))
     reasons = next(action.reasons for action in actions if isinstance(action, Unschedulable))
-    if any(reason.code in ("WaitingForVictims", "WaitingForVolume") for reason in reasons):
+    if any(reason.code == "WaitingForVictims" for reason in reasons):
         return _explanation(pod, "soon", reasons)
+    if any(reason.code == "WaitingForVolume" for reason in reasons):
+        changes = _tried(snapshot, pod, policy, remedies.with_volumes(snapshot, pod, reasons))
+        return _explanation(pod, "soon", reasons, changes=changes)
     bound = {action.pod.key for action in plan.actions if isinstance(action, Bind)}
     queue = units(snapshot, policy.responsible)
     unit = next(unit for unit in queue if any(member.key == pod.key for member in unit.pods))
@@ -124,7 +127,7 @@ def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanatio
         changes = _tried(snapshot, pod, policy, remedies.remedies(snapshot, pod, unit))
         return _explanation(pod, verdict, reasons, changes=changes)
     held, held_for = holders(in_the_way(after, unit), unit, bound)
-    changes = helpful_changes(snapshot, policy, after, unit, pod)
+    changes = helpful_changes(snapshot, policy, after, unit, pod, bound)
     return _explanation(pod, verdict, reasons, held, held_for, changes)
 
 

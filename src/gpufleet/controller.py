@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import math
 import os
 import socket
 import sys
@@ -73,6 +74,8 @@ def _options() -> argparse.Namespace:
         parser.error(f"unknown room in --rooms {options.rooms}; there is: scheduling")
     if options.lease_seconds < 1:
         parser.error("--lease-seconds must be at least 1")
+    if options.qps is not None and not 0 < options.qps < math.inf:
+        parser.error("--qps must be a number above 0")
     return options
 
 

@@ -397,3 +397,22 @@ def test_without_a_cluster_the_local_fleets_are_named(places: dict[str, str]) ->
         server(places)
     assert raised.value.reason == "NoCluster"
     assert "--name two" in raised.value.hint
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "1e300", "soon"])
+@pytest.mark.parametrize("option", ["status --watch --interval", "top --interval", "up --timeout"])
+def test_seconds_are_a_number_that_can_be_waited_for(
+    run: Callable[..., subprocess.CompletedProcess[str]], option: str, text: str
+) -> None:
+    done = run(*option.split(), text)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"'{text}' is not a number of seconds from " in done.stderr
+
+
+def test_a_kubeconfig_that_nests_without_end_is_refused(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text("[" * 200_000)
+    done = run("top", "--kubeconfig", str(tmp_path / "config"))
+    assert done.returncode == 1
+    assert "nested deeper than 100 levels" in done.stderr

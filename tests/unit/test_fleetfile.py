@@ -83,7 +83,7 @@ def test_presets_have_their_documented_size(name: str, nodes: int, gpus: int) ->
         ("groups:\n  - {name: l, mig: all-balanced}\n", "fleet.yaml:2:15", "mig needs a gpu"),
         ("groups: []\n", "fleet.yaml:1:1", "groups"),
         ("groups:\n  - {name: a, name: b}\n", "fleet.yaml:2:15", "'name' stands twice"),
-        ("groups: [\n", "fleet.yaml:2:1", "expected the node content"),
+        ("groups: [\n", "fleet.yaml:2:1", "expected node content"),
         ("groups:\n  - &x [*x]\n", "fleet.yaml:2:5", "contains itself"),
         ("", "fleet.yaml", "the file is empty"),
         ("groups:\n  - {name: a, count: 600}\n  - {name: b, count: 600}\n", "fleet.yaml:1:1", "1200 nodes"),
@@ -95,7 +95,7 @@ def test_a_mistake_is_named_with_file_line_column_and_field(text: str, where: st
     assert error.reason in ("InvalidFleetFile", "InvalidYaml")
     assert error.message.startswith(f"{where}: ")
     assert says in error.message
-    assert error.hint or error.reason == "InvalidYaml"
+    assert error.hint
 
 
 def test_a_misspelt_field_and_product_get_a_suggestion() -> None:
@@ -137,3 +137,11 @@ def _flat(field: dict[str, object]) -> dict[str, object]:
     for part in field.get("anyOf", ()):  # type: ignore[attr-defined]
         field = {**part, **field}
     return field
+
+
+@pytest.mark.parametrize("brackets", ["[" * 3000, "[" * 200_000, "- " * 3000, "{a: " * 3000])
+def test_a_file_that_nests_without_end_is_refused(brackets: str) -> None:
+    error = _refused(brackets)
+    assert (error.reason, error.hint[:8]) == ("InvalidYaml", "mend the")
+    assert "fleet.yaml:1:" in error.message
+    assert "nested deeper than 100 levels" in error.message

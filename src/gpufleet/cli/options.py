@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,9 +11,12 @@ import click
 from gpufleet.cli.app import everywhere
 from gpufleet.local.layout import check_fleet_name
 
+_A_DAY_S = 86_400.0
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
+    "Seconds",
     "cluster_options",
     "everywhere",
     "fleet_name",
@@ -20,6 +24,25 @@ __all__ = [
     "output_option",
     "watch_options",
 ]
+
+
+class Seconds(click.ParamType[float]):
+    """A number of seconds, at least so many and at most a day. Ranges of click let nan through."""
+
+    name = "seconds"
+
+    def __init__(self, least: float) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds; raises a usage error."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not self.least <= seconds <= _A_DAY_S:
+            self.fail(f"{value!r} is not a number of seconds from {self.least:g} to {_A_DAY_S:g}", param, ctx)
+        return seconds
 
 
 def _named(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -63,7 +86,7 @@ def watch_options(function: F) -> F:
     )
     interval = click.option(
         "--interval",
-        type=click.FloatRange(min=0.2),
+        type=Seconds(0.2),
         default=2.0,
         metavar="SECONDS",
         show_default=True,

@@ -15,6 +15,7 @@ import yaml
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.kinds import Kind
+from gpufleet.kube.nesting import check_nesting
 
 Manifest = Mapping[str, Any]
 
@@ -26,7 +27,9 @@ def read_manifests(path: Path) -> list[Manifest]:
     """
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        documents = list(yaml.load_all(path.read_text("utf-8"), Loader=loader))
+        text = path.read_text("utf-8")
+        check_nesting(text)
+        documents = list(yaml.load_all(text, Loader=loader))
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise GpufleetError(

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from gpufleet.fleet.errors import GpufleetError
+from gpufleet.kube.nesting import check_nesting
 from gpufleet.local import pki
 from gpufleet.local.components import CONTROLLER, CONTROLLER_MANAGER, SIMULATED_NODES, component_kubeconfig
 from gpufleet.local.layout import Layout, file_errors, write_atomic
@@ -95,7 +96,9 @@ def merged_kubeconfig(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        check_nesting(text)
+        loaded = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(loaded, dict):

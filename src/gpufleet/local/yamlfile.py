@@ -14,12 +14,14 @@ import msgspec
 import yaml
 
 from gpufleet.fleet.errors import GpufleetError
+from gpufleet.kube.nesting import check_nesting
 
 T = TypeVar("T")
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]+)`")
+_MEND = "mend the YAML there; put a text that has one of : # { } [ ] & * ! | > % @ into quotes"
 
 
 class YamlDocument:
@@ -29,15 +31,16 @@ class YamlDocument:
         """Raises GpufleetError (InvalidYaml) for anything that is not one YAML document."""
         self._source = source
         try:
+            check_nesting(text)
             self._root = yaml.compose(text, Loader=yaml.SafeLoader)
             self._reject_duplicates(self._root)
             self._data = yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             what = " ".join(part for part in (error.context, error.problem) if part)
-            raise self._error("InvalidYaml", what, mark) from None
-        except yaml.YAMLError as error:
-            raise self._error("InvalidYaml", str(error).replace("\n", " "), None) from None
+            raise self._error("InvalidYaml", what, mark, _MEND) from None
+        except (yaml.YAMLError, ValueError) as error:
+            raise self._error("InvalidYaml", str(error).replace("\n", " "), None, _MEND) from None
 
     def decode(self, type_: type[T], reason: str, hint: str) -> T:
         """The document as `type_`; raises GpufleetError (`reason`) with the line of the offending field.
@@ -65,7 +68,7 @@ class YamlDocument:
         text = f"{what} (at {field})" if field else what
         return self._error(reason, text, self._mark(path), hint)
 
-    def _error(self, reason: str, what: str, mark: yaml.Mark | None, hint: str = "") -> GpufleetError:
+    def _error(self, reason: str, what: str, mark: yaml.Mark | None, hint: str) -> GpufleetError:
         where = f"{self._source}:{mark.line + 1}:{mark.column + 1}" if mark else self._source
         return GpufleetError(reason=reason, message=f"{where}: {what}", hint=hint)
 
@@ -80,7 +83,8 @@ class YamlDocument:
 
     def _reject_duplicates(self, node: yaml.Node | None, parents: frozenset[int] = frozenset()) -> None:
         if id(node) in parents:
-            raise self._error("InvalidYaml", "an alias contains itself", node.start_mark if node else None)
+            mark = node.start_mark if node else None
+            raise self._error("InvalidYaml", "an alias contains itself", mark, "write its content instead")
         parents |= {id(node)}
         if isinstance(node, yaml.SequenceNode):
             for item in node.value:
@@ -89,7 +93,8 @@ class YamlDocument:
             seen: set[str] = set()
             for key, value in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise self._error("InvalidYaml", f"the field {key.value!r} stands twice", key.start_mark)
+                    what = f"the field {key.value!r} stands twice"
+                    raise self._error("InvalidYaml", what, key.start_mark, "keep one of them")
                 seen.add(str(key.value))
                 self._reject_duplicates(value, parents)
 

@@ -1,6 +1,6 @@
 """Which cluster a command means.
 
-What is said on the command line wins: --kubeconfig or --context, then --name (a local fleet). Then
+What is said on the command line wins: --kubeconfig or --context, or --name (a local fleet). Then
 $KUBECONFIG, then the local fleet `default` if it exists, then ~/.kube/config, then the pod that we run in.
 """
 
@@ -15,7 +15,11 @@ from gpufleet.fleet.errors import GpufleetError
 from gpufleet.local.layout import DEFAULT_FLEET, Layout, fleets_home, known_fleets, layout_of
 
 if TYPE_CHECKING:
+    from gpufleet.kube.client import Client
     from gpufleet.kube.config import ClusterConfig
+
+_PATIENCE_S = 10.0
+_TRY_AGAIN_S = 5.0
 
 
 def choose_cluster(
@@ -24,13 +28,36 @@ def choose_cluster(
     name: str | None,
     environ: Mapping[str, str] = os.environ,
 ) -> ClusterConfig:
-    """The cluster that a command talks to. Raises GpufleetError when there is none."""
+    """The cluster that a command talks to. Raises GpufleetError when there is none, or two are named."""
+    import msgspec
+
+    config = _chosen_config(kubeconfig, context, name, environ)
+    return msgspec.structs.replace(config, fleet=_fleet_of(config, environ))
+
+
+def client_for(config: ClusterConfig, command: str) -> Client:
+    """The client of a command that somebody waits for: a server that hangs is given up on after one try."""
+    from gpufleet.kube.client import Client
+
+    return Client(config, user_agent=f"gpufleet-{command}", deadline=_TRY_AGAIN_S, patience=_PATIENCE_S)
+
+
+def _chosen_config(
+    kubeconfig: str | None, context: str | None, name: str | None, environ: Mapping[str, str]
+) -> ClusterConfig:
     from gpufleet.kube.config import load_config
 
+    if name is not None:
+        if kubeconfig or context:
+            other = "--kubeconfig" if kubeconfig else "--context"
+            raise GpufleetError(
+                reason="Usage",
+                message=f"--name {name} is a fleet of this machine, and {other} names a cluster, too",
+                hint=f"use --name or {other}, not both",
+            )
+        return load_config(str(existing_fleet(name, environ).kubeconfig), None, environ)
     if kubeconfig or context:
         return load_config(kubeconfig, context, environ)
-    if name is not None:
-        return load_config(str(existing_fleet(name, environ).kubeconfig), None, environ)
     if not environ.get("KUBECONFIG"):
         local = _default_fleet(environ)
         if local is not None:
@@ -43,6 +70,20 @@ def choose_cluster(
         raise GpufleetError(
             reason=error.reason, message=error.message, hint=_which(environ, error.hint)
         ) from None
+
+
+def _fleet_of(config: ClusterConfig, environ: Mapping[str, str]) -> str:
+    """The name of the fleet of this machine that a cluster is, by its kubeconfig or, where that was merged
+    into another one, by its context; empty for any other cluster.
+    """
+    try:
+        home, known = fleets_home(environ).resolve(), known_fleets(environ)
+    except GpufleetError:
+        return ""
+    folder = Path(config.source).resolve().parent
+    if folder.parent == home:
+        return folder.name
+    return next((name for name in known if config.context == f"gpufleet-{name}"), "")
 
 
 def chosen_fleet(name: str | None, environ: Mapping[str, str] = os.environ) -> Layout:

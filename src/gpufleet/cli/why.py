@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpufleet.cli.cluster import choose_cluster, named_pod
+from gpufleet.cli.cluster import choose_cluster, client_for, named_pod
 from gpufleet.cli.options import cluster_options, everywhere, namespace_option, output_option
 from gpufleet.cli.output import Cell, Column, is_terminal, print_data, printable_fields, styled, table
 from gpufleet.fleet.errors import GpufleetError
@@ -76,13 +76,12 @@ def command(
 
 
 async def _explain(config: ClusterConfig, namespace: str, pod: str) -> Explanation:
-    from gpufleet.kube.client import Client
     from gpufleet.kube.snapshot import load_snapshot
     from gpufleet.scheduling.explain import explain
     from gpufleet.scheduling.names import AUTOMATIC, SchedulerNames
 
     key = f"{namespace}/{pod}"
-    async with Client(config, user_agent="gpufleet-why") as client:
+    async with client_for(config, "why") as client:
         names = SchedulerNames(client, AUTOMATIC)
         (snapshot, builder), _ = await asyncio.gather(load_snapshot(client), names.refresh())
         finished = builder.pod(key)

@@ -18,6 +18,7 @@ from gpufleet.local import pki
 from gpufleet.local.components import CONTROLLER, CONTROLLER_MANAGER, SIMULATED_NODES, component_kubeconfig
 from gpufleet.local.layout import Layout, file_errors, write_atomic
 
+_ANOTHER_FILE = "name another file: gpufleet kubeconfig --merge --into FILE"
 _LISTS = {"clusters": "cluster", "users": "user", "contexts": "context"}
 
 
@@ -73,7 +74,7 @@ def write_all(layout: Layout, port: int) -> None:
 
 def merge_into(path: Path, ours: Path, *, make_current: bool = True) -> None:
     """Add or replace the entries of the kubeconfig `ours` in the one at `path`, which need not exist."""
-    with file_errors(path):
+    with file_errors(path, _ANOTHER_FILE):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         theirs = _read(path) if path.exists() else {"apiVersion": "v1", "kind": "Config"}
         merged = merged_kubeconfig(theirs, _read(ours), make_current=make_current)
@@ -114,7 +115,7 @@ def _damaged(path: Path, why: str) -> GpufleetError:
     return GpufleetError(
         reason="KubeconfigInvalid",
         message=f"{path} is not a kubeconfig: {why}; it was left as it is",
-        hint="correct it, or name another file: gpufleet kubeconfig --merge --into FILE",
+        hint=f"correct it, or {_ANOTHER_FILE}",
     )
 
 

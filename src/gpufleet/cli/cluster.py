@@ -147,3 +147,17 @@ def named_pod(text: str, chosen: str | None, default: str) -> tuple[str, str]:
             hint=f"{name} -n {before}, or {name} -n {chosen}",
         )
     return before, name
+
+
+def no_pod(namespace: str, pod: str) -> GpufleetError:
+    """The error for a pod that does not exist."""
+    return GpufleetError(
+        reason="NotFound",
+        message=f"there is no pod {namespace}/{pod}",
+        hint="kubectl get pods -A, or choose -n NAMESPACE",
+    )
+
+
+def name_flag(config: ClusterConfig) -> str:
+    """What a command that is suggested must add to mean the same cluster."""
+    return f" --name {config.fleet}" if config.fleet not in ("", DEFAULT_FLEET) else ""

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpufleet.cli.cluster import choose_cluster, client_for, named_pod
+from gpufleet.cli.cluster import choose_cluster, client_for, named_pod, no_pod
 from gpufleet.cli.options import cluster_options, everywhere, namespace_option, output_option
 from gpufleet.cli.output import Cell, Column, is_terminal, print_data, printable_fields, styled, table
-from gpufleet.fleet.errors import GpufleetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,11 +86,7 @@ async def _explain(config: ClusterConfig, namespace: str, pod: str) -> Explanati
         finished = builder.pod(key)
         explanation = explain(snapshot, key, names.policy(), finished)
         if explanation is None:
-            raise GpufleetError(
-                reason="NotFound",
-                message=f"there is no pod {key}",
-                hint="kubectl get pods -A, or choose -n NAMESPACE",
-            )
+            raise no_pod(namespace, pod)
         return await _with_story(client, explanation)
 
 

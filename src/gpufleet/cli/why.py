@@ -91,14 +91,17 @@ async def _explain(config: ClusterConfig, namespace: str, pod: str) -> Explanati
 
 
 async def _with_story(client: Client, explanation: Explanation) -> Explanation:
-    """Add how far a bound pod got, and what the scheduler said when it bound it, as long as the Event is
-    kept.
+    """Add the ResourceClaims that a pod lacks, how far a bound pod got, and what the scheduler said when it
+    bound it, as long as the Event is kept.
     """
     import msgspec
 
     from gpufleet.fleet.reasons import Reason
     from gpufleet.kube import kinds, objects
 
+    if any(reason.code == "DynamicResources" for reason in explanation.reasons):
+        missing = await _missing_resource_claims(client, explanation.namespace, explanation.pod)
+        return msgspec.structs.replace(explanation, reasons=(*explanation.reasons, *missing))
     if explanation.verdict != "running":
         return explanation
     path = f"/api/v1/namespaces/{explanation.namespace}/events"
@@ -111,6 +114,27 @@ async def _with_story(client: Client, explanation: Explanation) -> Explanation:
     told = tuple(Reason("Bound", event["message"], explanation.node) for event in body["items"])
     reasons = (*disruption(pod), *explanation.reasons, *progress(pod), *told)
     return msgspec.structs.replace(explanation, reasons=reasons)
+
+
+async def _missing_resource_claims(client: Client, namespace: str, name: str) -> tuple[Reason, ...]:
+    """The ResourceClaims of a pod, and the templates of some, that do not exist as far as we may look."""
+    from gpufleet.fleet.reasons import Reason
+    from gpufleet.kube import kinds, objects
+    from gpufleet.kube.errors import ApiError
+
+    pod = await client.get(kinds.PODS, name, namespace, type=objects.Pod)
+    missing = []
+    for claim in pod.spec.resource_claims:
+        kind, wanted = kinds.RESOURCE_CLAIMS, claim.resource_claim_name
+        if claim.resource_claim_template_name:
+            kind, wanted = kinds.RESOURCE_CLAIM_TEMPLATES, claim.resource_claim_template_name
+        try:
+            await client.get(kind, wanted or claim.name, namespace)
+        except ApiError as error:
+            if error.not_found:
+                key = kinds.key_of(wanted or claim.name, namespace)
+                missing.append(Reason("ResourceClaimNotFound", f"{kind.kind} {key} does not exist", key))
+    return tuple(missing)
 
 
 def disruption(pod: objects.Pod) -> tuple[Reason, ...]:

@@ -60,7 +60,8 @@ CODES: dict[str, str] = {
     "GangUnplaceable": "Not all pods that the gang needs fit at once, so none is bound.",
     "GangInvalid": "The pods of the gang disagree about its size, the size is not a positive number, or the "
     "gang has no name.",
-    "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler.",
+    "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler, where that runs.",
+    "ResourceClaimNotFound": "A ResourceClaim of the pod, or the template of one, does not exist.",
     "Terminating": "The pod is being deleted: it ends, or is not placed any more.",
     "NoNodes": "The cluster has no nodes.",
     # what happens instead of a placement

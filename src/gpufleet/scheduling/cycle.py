@@ -70,7 +70,7 @@ def consider(
     and who is evicted is still there.
     """
     queue = units(snapshot, policy.responsible)
-    cycle = _Cycle(ledger or Ledger.build(snapshot), queue, paused)
+    cycle = _Cycle(ledger or Ledger.build(snapshot), queue, paused, policy.schedulers)
     for unit in queue:
         cycle.take(unit)
     return Plan(tuple(cycle.actions)), cycle.trial.ledger
@@ -79,7 +79,14 @@ def consider(
 class _Cycle:
     """One decision in progress."""
 
-    def __init__(self, ledger: Ledger, queue: Sequence[Unit], paused: Mapping[str, Reason]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        queue: Sequence[Unit],
+        paused: Mapping[str, Reason],
+        schedulers: frozenset[str],
+    ) -> None:
+        self.schedulers = schedulers
         self.trial = Trial(ledger)
         self.paused = paused
         self.nominations = Nominations(self.trial, Budgets(ledger.snapshot.budgets), queue)
@@ -111,7 +118,7 @@ class _Cycle:
         fine: list[Pod] = []
         reasons: list[Reason] = []
         for pod in unit.pods:
-            block = pod_problem(pod, self.trial.ledger)
+            block = pod_problem(pod, self.trial.ledger, self.schedulers)
             if block is None:
                 fine.append(pod)
             else:

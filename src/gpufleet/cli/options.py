@@ -90,6 +90,6 @@ def watch_options(function: F) -> F:
         default=2.0,
         metavar="SECONDS",
         show_default=True,
-        help="How often --watch looks.",
+        help="How often --watch looks, at least 0.2.",
     )
     return watch(interval(function))

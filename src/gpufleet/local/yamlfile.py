@@ -19,7 +19,21 @@ from gpufleet.kube.nesting import check_nesting
 T = TypeVar("T")
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$[^`]*)`)?$", re.DOTALL)
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_STEP = re.compile(r'\.([^.\[]+)|\["([^"]+)"\]|\[(\d+)\]')
+_WANTED = re.compile(r"Expected `(?P<type>[^`]+)`(?P<bound>.*?)(?:, got `(?P<got>[^`]+)`)?", re.DOTALL)
+_BOUND = re.compile(r" (?P<length>of length )?(?P<sign>[<>]=) (?P<number>[\d.]+)")
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+}
+"""What people call the types of YAML."""
+
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]+)`")
 _MEND = "mend the YAML there; put a text that has one of : # { } [ ] & * ! | > % @ into quotes"
 
@@ -56,14 +70,16 @@ class YamlDocument:
             what, path = (match["what"], match["path"] or "$") if match else (str(error), "$")
             unknown = _UNKNOWN.match(what)
             if unknown is None:
-                raise self.error(path, reason, _lowered(what), hint) from None
+                raise self.error(path, reason, _in_words(what), _with_example(type_, path, hint)) from None
             field = unknown["field"]
             near = difflib.get_close_matches(field, _field_names(type_), n=1)
             remedy = f"did you mean {near[0]!r}?" if near else f"remove it; {hint}"
             raise self.error(f"{path}.{field}", reason, f"unknown field {field!r}", remedy) from None
 
     def error(self, path: str, reason: str, what: str, hint: str) -> GpufleetError:
-        """An error about the field at `path` (`$.groups[0].count`), with its line and column."""
+        """An error about the field at `path` (`$.groups[0].count`, `$.labels["a.b/c"]`), with its line and
+        column.
+        """
         field = path.removeprefix("$").removeprefix(".")
         text = f"{what} (at {field})" if field else what
         return self._error(reason, text, self._mark(path), hint)
@@ -74,8 +90,8 @@ class YamlDocument:
 
     def _mark(self, path: str) -> yaml.Mark | None:
         node, mark = self._root, self._root.start_mark if self._root else None
-        for key, index in _STEP.findall(path):
-            entry = _child(node, key, index)
+        for plain, quoted, index in _STEP.findall(path):
+            entry = _child(node, plain or quoted, index)
             if entry is None:
                 break
             mark, node = entry
@@ -114,5 +130,35 @@ def _field_names(type_: object) -> list[str]:
     return [name for definition in definitions for name in definition.get("properties", {})]
 
 
-def _lowered(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _in_words(problem: str) -> str:
+    """What msgspec finds wrong, without the names of its types."""
+    missing = _MISSING.fullmatch(problem)
+    if missing is not None:
+        return f"the field {missing['field']!r} is missing"
+    wanted = _WANTED.fullmatch(problem)
+    if wanted is None:
+        return problem[:1].lower() + problem[1:]
+    text = f"expected {_type_in_words(wanted['type'])}"
+    bound = _BOUND.fullmatch(wanted["bound"])
+    if bound is not None:
+        least = "at least" if bound["sign"] == ">=" else "at most"
+        number = f"{float(bound['number']):g}"
+        items = " item" if number == "1" else " items"
+        text += f" of {least} {number}{items if bound['length'] else ''}"
+    return text + (f", got {_type_in_words(wanted['got'])}" if wanted["got"] else "")
+
+
+def _type_in_words(types: str) -> str:
+    return " or ".join(_WORDS.get(name, name) for name in types.split(" | "))
+
+
+def _with_example(type_: object, path: str, hint: str) -> str:
+    """The hint after an example of the field at `path`, where its type has one or a default."""
+    names = [plain for plain, _, index in _STEP.findall(path) if not index]
+    definitions = msgspec.json.schema(type_)["$defs"].values()
+    for definition in definitions:
+        known = definition.get("properties", {}).get(names[-1] if names else "", {})
+        example = (known.get("examples") or [known.get("default")])[0]
+        if example not in (None, "", [], {}):
+            return f"write for example {names[-1]}: {msgspec.json.encode(example).decode()}; {hint}"
+    return hint

@@ -105,9 +105,14 @@ def existing_fleet(name: str | None, environ: Mapping[str, str] = os.environ) ->
     layout = chosen_fleet(name, environ)
     if layout.exists:
         return layout
+    raise no_fleet(layout, environ)
+
+
+def no_fleet(layout: Layout, environ: Mapping[str, str] = os.environ) -> GpufleetError:
+    """The error for a local fleet that does not exist."""
     others = known_fleets(environ)
     up = "gpufleet up" + (f" --name {layout.name}" if layout.name != DEFAULT_FLEET else "")
-    raise GpufleetError(
+    return GpufleetError(
         reason="FleetNotFound",
         message=f"there is no local fleet {layout.name!r}",
         hint=up + (f"; known fleets: {', '.join(others)} (choose with --name)" if others else ""),

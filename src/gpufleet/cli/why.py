@@ -13,12 +13,13 @@ from gpufleet.cli.options import cluster_options, everywhere, namespace_option, 
 from gpufleet.cli.output import Cell, Column, is_terminal, print_data, printable_fields, styled, table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from gpufleet.fleet.reasons import Reason
     from gpufleet.kube import objects
     from gpufleet.kube.client import Client
     from gpufleet.kube.config import ClusterConfig
+    from gpufleet.kube.gpunode import GPUNode
     from gpufleet.scheduling.explain import Explanation
     from gpufleet.scheduling.holders import Holder
 
@@ -98,7 +99,11 @@ async def _with_story(client: Client, explanation: Explanation) -> Explanation:
 
     from gpufleet.fleet.reasons import Reason
     from gpufleet.kube import kinds, objects
+    from gpufleet.kube.gpunode import GPUNode
 
+    if any(reason.code == "DeviceUnhealthy" for reason in explanation.reasons):
+        nodes = await client.list(kinds.GPU_NODES, type=GPUNode, resource_version="0")
+        return msgspec.structs.replace(explanation, reasons=with_faults(explanation.reasons, nodes.items))
     if any(reason.code == "DynamicResources" for reason in explanation.reasons):
         missing = await _missing_resource_claims(client, explanation.namespace, explanation.pod)
         return msgspec.structs.replace(explanation, reasons=(*explanation.reasons, *missing))
@@ -114,6 +119,25 @@ async def _with_story(client: Client, explanation: Explanation) -> Explanation:
     told = tuple(Reason("Bound", event["message"], explanation.node) for event in body["items"])
     reasons = (*disruption(pod), *explanation.reasons, *progress(pod), *told)
     return msgspec.structs.replace(explanation, reasons=reasons)
+
+
+def with_faults(reasons: tuple[Reason, ...], nodes: Iterable[GPUNode]) -> tuple[Reason, ...]:
+    """The reasons, those about sick devices with the GPUs that are sick and their faults."""
+    import msgspec
+
+    sick = [
+        f"GPU {device.index} of {node.metadata.name} ({device.reason or 'no reason given'})"
+        for node in sorted(nodes, key=lambda node: node.metadata.name)
+        for device in node.status.devices
+        if not device.healthy
+    ]
+    shown = ", ".join(sick[:NODES]) + (f" and {len(sick) - NODES} more" if len(sick) > NODES else "")
+    return tuple(
+        msgspec.structs.replace(reason, message=f"{reason.message}; sick: {shown}")
+        if sick and reason.code == "DeviceUnhealthy"
+        else reason
+        for reason in reasons
+    )
 
 
 async def _missing_resource_claims(client: Client, namespace: str, name: str) -> tuple[Reason, ...]:
@@ -168,11 +192,44 @@ def progress(pod: objects.Pod) -> tuple[Reason, ...]:
     if status.phase == "Pending" and not containers:
         return (Reason("ContainerWaiting", f"{pod.spec.node_name} has not started it yet", name),)
     waiting = [(container.name, container.state.waiting) for container in containers]
-    return tuple(
+    waits = tuple(
         Reason("ContainerWaiting", f"container {container} waits: {_said(state)}", name)
         for container, state in waiting
         if state is not None and state.reason != "PodInitializing"
     )
+    return waits + tuple(Reason("NotReady", text, name) for text in _not_ready(pod))
+
+
+def _not_ready(pod: objects.Pod) -> Iterator[str]:
+    """Which containers run and are not ready, and the probe that has not passed; which readiness gates are
+    not open.
+    """
+    spec = {container.name: container for container in (*pod.spec.containers, *pod.spec.init_containers)}
+    statuses = (*pod.status.container_statuses, *pod.status.init_container_statuses)
+    for status in statuses:
+        container = spec.get(status.name)
+        if container is None or status.ready or status.state.running is None:
+            continue
+        starting = container.startup_probe is not None and not status.started
+        probe = container.startup_probe if starting else container.readiness_probe
+        if probe is not None:
+            kind = "startup" if starting else "readiness"
+            yield f"container {status.name} runs, but its {kind} probe ({_asked(probe)}) does not pass"
+    open_gates = {c.type for c in pod.status.conditions if c.status == "True"}
+    for gate in pod.spec.readiness_gates:
+        if pod.status.phase == "Running" and gate.condition_type not in open_gates:
+            yield f"readiness gate {gate.condition_type} is not True; whoever set it must make it so"
+
+
+def _asked(probe: objects.Probe) -> str:
+    """What a probe does, in a few words."""
+    if probe.exec is not None:
+        return f"exec {' '.join(probe.exec.command)}"
+    if probe.http_get is not None:
+        return f"GET {probe.http_get.path or '/'} on port {probe.http_get.port}"
+    if probe.tcp_socket is not None:
+        return f"TCP port {probe.tcp_socket.port}"
+    return f"gRPC port {probe.grpc.port}" if probe.grpc is not None else "of an unknown kind"
 
 
 def _said(waiting: objects.ContainerStateWaiting) -> str:
@@ -212,6 +269,8 @@ def _headline(explanation: Explanation) -> tuple[str, str]:
         return (f"is ending on {explanation.node}" if explanation.node else "is being deleted"), "yellow"
     if codes & {"ContainerWaiting", "NodeNotFound"}:
         return f"is bound to {explanation.node}, but does not run", "yellow"
+    if "NotReady" in codes:
+        return "runs, but is not ready", "yellow"
     if "WaitingForVolume" in codes:
         return "waits for its volume", "yellow"
     return VERDICTS[explanation.verdict]

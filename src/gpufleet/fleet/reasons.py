@@ -81,6 +81,7 @@ CODES: dict[str, str] = {
     "evicted, or which waits for its volume or for its binding to be tried again.",
     "Bound": "The pod is bound: its containers run, start or wait.",
     "ContainerWaiting": "The pod is bound, but a container of it waits, for example for its image.",
+    "NotReady": "A container of the pod runs and its probe does not pass, or a readiness gate is not open.",
     "NodeNotFound": "The pod is bound to a node that does not exist.",
     "Finished": "The pod has ended.",
     "Schedulable": "The pod fits now; the next decision binds it.",

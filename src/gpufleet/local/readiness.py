@@ -61,7 +61,8 @@ class Wait:
 
     async def until_ready(self, nodes: int, gpus: int) -> None:
         """Return once all works, `nodes` nodes are Ready and report `gpus` GPUs. Raises GpufleetError."""
-        await self._until(self._api_answers, "starting the control plane")
+        running = self._supervisor is None
+        await self._until(self._api_answers, f"{'asking' if running else 'starting'} the control plane")
         config = load_config(str(self._layout.kubeconfig))
         async with Client(config, user_agent="gpufleet-up") as client:
             what = "applying custom resources and priority classes"

@@ -160,7 +160,10 @@ class _Cycle:
             return
         gang: tuple[Reason, ...] = ()
         if unit.gang and not unit.surplus:
-            text = f"{len(placements)} pods of gang {unit.gang} were placed together (minimum {unit.minimum})"
+            who = f"{len(placements)} pods of gang {unit.gang} were placed together"
+            if len(placements) == 1:
+                who = f"the pod that gang {unit.gang} still needs was placed"
+            text = f"{who} (minimum {unit.minimum})"
             gang = (Reason("GangPlaced", text, unit.gang),)
         self.actions += [Bind(p.pod, p.node, (*gang, p.reason)) for p in placements]
 
@@ -211,9 +214,7 @@ class _Cycle:
             if unit.surplus:
                 self._give_up((pod,), (*self.trial.search(pod).reasons(), _no_preemption((pod,))))
             else:
-                text = (
-                    f"gang {unit.gang} waits for room for {len(waiting)} pods, and there is none for this one"
-                )
+                text = f"gang {unit.gang} waits for room for {_pods(waiting)}, and there is none for this one"
                 self._give_up((pod,), (Reason("GangUnplaceable", text, unit.gang), _no_preemption((pod,))))
 
     def _give_up(self, pods: Sequence[Pod], reasons: Sequence[Reason]) -> None:
@@ -251,3 +252,7 @@ def _eviction(victim: Pod, beneficiary: Pod, node: str) -> Evict:
     )
     evidence: dict[str, int | str] = {"priority": victim.priority, "beneficiary": beneficiary.priority}
     return Evict(victim, node, beneficiary.key, (Reason("Preempted", text, victim.key, evidence=evidence),))
+
+
+def _pods(things: Sequence[object]) -> str:
+    return "1 pod" if len(things) == 1 else f"{len(things)} pods"

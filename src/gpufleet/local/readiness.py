@@ -61,8 +61,9 @@ class Wait:
 
     async def until_ready(self, nodes: int, gpus: int) -> None:
         """Return once all works, `nodes` nodes are Ready and report `gpus` GPUs. Raises GpufleetError."""
-        running = self._supervisor is None
-        await self._until(self._api_answers, f"{'asking' if running else 'starting'} the control plane")
+        api_server = observe(self._layout).component(API_SERVER)
+        what = "asking" if api_server is not None and api_server.pid else "starting"
+        await self._until(self._api_answers, f"{what} the control plane")
         config = load_config(str(self._layout.kubeconfig))
         async with Client(config, user_agent="gpufleet-up") as client:
             what = "applying custom resources and priority classes"

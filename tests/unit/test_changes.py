@@ -243,6 +243,13 @@ def test_the_pods_own_workload_is_not_offered_to_be_ended() -> None:
     assert "end-workload" not in messages(fleet(node("a", gpus=2), *mates, driver))
 
 
+def test_the_workload_of_another_member_of_the_gang_is_not_offered_to_be_ended() -> None:
+    mate = pod("w0", gpus=1, owner="rs", gang=gang("g", 2))
+    running = pod("r", gpus=1, node="a", owner="rs")
+    snapshot = fleet(node("a", gpus=2), running, mate, pod("p", gpus=1, gang=gang("g", 2)))
+    assert "end-workload" not in messages(snapshot)
+
+
 def test_what_a_pod_ahead_in_the_queue_would_take_is_not_offered() -> None:
     """Ending the small job frees one GPU, which the urgent pod would get."""
     snapshot = fleet(

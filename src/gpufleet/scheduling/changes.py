@@ -249,10 +249,13 @@ class _Asking:
                     )
 
     def _is_ours(self, other: Pod) -> bool:
-        """Whether a pod is of the gang or the workload that asks."""
+        """Whether a pod is of the gang that asks, or of a workload of its members."""
         if self._pod.gang is not None and other.gang_key == self._pod.gang_key:
             return True
-        return (other.namespace, other.workload) == (self._pod.namespace, self._pod.workload)
+        return any(
+            (other.namespace, other.workload) == (member.namespace, member.workload)
+            for member in self._unit.pods
+        )
 
     def _more_nodes(self) -> Iterator[_Candidate]:
         """Empty copies of a node of each kind that a pod of the unit could use, as few as are enough."""

@@ -9,6 +9,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 GPUFLEET := $(BIN)/gpufleet
 TESTS ?= tests
+not_found := 5
 name := --name '$(or $(NAME),default)'
 environment = @python=$$(PYTHON='$(PYTHON)' sh tools/find-python) && "$$python" tools/environment.py
 
@@ -30,7 +31,7 @@ down:  ## stop the fleet; its state stays (NAME=two)
 	@if [ -x $(GPUFLEET) ]; then $(GPUFLEET) down $(name); else echo "no environment here, so no fleet of this checkout runs"; fi
 
 clean:  ## stop the fleet, forget its state, remove .venv and caches of this checkout (NAME=two)
-	@if [ -x $(GPUFLEET) ]; then $(GPUFLEET) down --purge $(name); fi
+	@if [ -x $(GPUFLEET) ]; then $(GPUFLEET) down --purge $(name) || [ $$? -eq $(not_found) ]; fi
 	@for folder in .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist; do \
 		if [ -e "$$folder" ]; then echo "removing $$folder"; rm -rf "./$$folder"; fi; done
 	@find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

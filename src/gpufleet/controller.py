@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import socket
 import sys
@@ -136,6 +137,8 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--lease-name is for one room: each of several has a Lease of its own")
     if options.lease_seconds < 1:
         parser.error("--lease-seconds must be at least 1")
+    if options.qps is not None and not 0 < options.qps < math.inf:
+        parser.error("--qps must be a number above 0")
     return options
 
 

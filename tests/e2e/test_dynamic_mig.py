@@ -1,4 +1,4 @@
-"""GPUs that are cut as pods need it: two hundred pods of mixed profiles on idle GPUs, then whole GPUs again."""
+"""GPUs that are cut as pods need it: two hundred pods of mixed profiles, then whole GPUs again."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ def test_slices_fill_an_idle_pool_and_whole_gpus_come_back(cluster: Cluster) -> 
     found = running(cluster)
     longest = max(map(waited, found))
     counts = Counter(map(profile, found))
-    print(
-        f"\n{len(found)} of {COUNT} pods run on {GPUS} GPUs: {used()} memory slices of {bound} that can be used;"
-    )
+    print(f"\n{len(found)} of {COUNT} pods run on {GPUS} GPUs, {used()} of {bound} memory slices in use")
     print(f"longest wait for a cut {longest:.0f} s; {dict(counts)}")
     _each_instance_is_held_once(cluster)
 

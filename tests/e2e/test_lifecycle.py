@@ -209,6 +209,28 @@ def test_logs_are_read_through_the_api_server_and_followed_to_their_end(fleet: L
     assert fleet.run("logs", "nobody").returncode == 5
 
 
+def test_a_pod_that_nobody_places_is_told_so_by_logs_and_why(fleet: LocalFleet) -> None:
+    manifest = {
+        "metadata": {"name": "dynamic"},
+        "spec": {
+            "containers": [{"name": "main", "image": "none"}],
+            "resourceClaims": [{"name": "gpu", "resourceClaimName": "nowhere"}],
+        },
+    }
+
+    async def create() -> None:
+        async with Client(load_config(str(fleet.kubeconfig))) as client:
+            await client.create(PODS, manifest, "default")
+
+    asyncio.run(create())
+    silent = fleet.run("logs", "dynamic")
+    assert (silent.returncode, silent.stdout) == (1, "")
+    assert "gpufleet why dynamic" in silent.stderr
+    told = fleet.run("why", "dynamic").stdout
+    assert "kube-scheduler" in told
+    assert "ResourceClaim default/nowhere does not exist" in told
+
+
 def test_workloads_that_are_processes_end_with_the_fleet_whoever_was_killed(fleet: LocalFleet) -> None:
     run_as_process(fleet, "sleeper", "exec sleep 98765")
     assert any("sleep 98765" in line for line in fleet.processes().values())

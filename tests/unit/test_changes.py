@@ -31,12 +31,8 @@ WORDS = {
 
 def carried_out(change: Change, snapshot: Snapshot, asking: Pod) -> Snapshot:
     """The snapshot after somebody has done what the message says to the pod, its gang or the cluster."""
-    text, mates = change.message, [asking]
+    text, mates = _addressed(change.message, snapshot, asking)
     gang_key = asking.gang_key
-    if text.startswith(every := f"every pod of gang {gang_key}: "):
-        text = text.removeprefix(every)
-        mates = [p for p in snapshot.unbound.values() if p.gang_key == gang_key]
-        assert len(mates) > 1
     if match := re.fullmatch(rf"create (\d+) more pods? of gang {gang_key} like (\S+)", text):
         like = snapshot.unbound[f"default/{match[2]}"]
         new = [msgspec.structs.replace(like, name=f"more-{i}", uid=f"more-{i}") for i in range(int(match[1]))]
@@ -75,7 +71,7 @@ def carried_out(change: Change, snapshot: Snapshot, asking: Pod) -> Snapshot:
         opened = msgspec.structs.replace(snapshot.nodes[match[1]], unschedulable=False)
         return msgspec.structs.replace(snapshot, nodes={**snapshot.nodes, match[1]: opened})
     if match := re.fullmatch(
-        r"raise the priority above (\d+) \((\d+) pods? of lower priority would end\)", text
+        r"raise the priority above (\d+) \((?:\d+ pods? of lower priority|nobody) would end\)", text
     ):
         raised = {
             p.key: msgspec.structs.replace(p, priority=max(p.priority, int(match[1]) + 1)) for p in mates
@@ -91,6 +87,18 @@ def carried_out(change: Change, snapshot: Snapshot, asking: Pod) -> Snapshot:
         ]
         return msgspec.structs.replace(snapshot, nodes={**snapshot.nodes, **{n.name: n for n in added}})
     raise AssertionError(f"nobody would know what to do: {text}")
+
+
+def _addressed(text: str, snapshot: Snapshot, asking: Pod) -> tuple[str, list[Pod]]:
+    """What is to be done, and to which pods."""
+    mates = [p for p in snapshot.unbound.values() if p.gang_key and p.gang_key == asking.gang_key]
+    match = re.fullmatch(rf"([^:]+) of gang {asking.gang_key}: (.*)", text)
+    if match is None:
+        return text, [asking]
+    assert len(mates) > 1
+    if match[1] == "every pod":
+        return match[2], mates
+    return match[2], [snapshot.unbound[f"default/{name}"] for name in match[1].split(", ")]
 
 
 def _edited(snapshot: Snapshot, mates: list[Pod], edit: object) -> Snapshot:
@@ -117,13 +125,18 @@ def _ended(snapshot: Snapshot, workload: str, namespace: str, count: int) -> Sna
             return (kind, p.gang.name) == ("Gang", name)
         return (kind, p.name) == ("Pod", name)
 
-    gone = {p.key for p in pods_of(snapshot) if p.node in snapshot.nodes and not p.terminating and belongs(p)}
+    gone = {
+        p.key
+        for p in pods_of(snapshot)
+        if (p.node in snapshot.nodes or not p.node) and not p.terminating and belongs(p)
+    }
     assert len(gone) == count
     by_node = {
         where: {key: p for key, p in pods.items() if key not in gone}
         for where, pods in snapshot.pods_by_node.items()
     }
-    return msgspec.structs.replace(snapshot, pods_by_node=by_node)
+    unbound = {key: p for key, p in snapshot.unbound.items() if key not in gone}
+    return msgspec.structs.replace(snapshot, pods_by_node=by_node, unbound=unbound)
 
 
 # property
@@ -143,7 +156,7 @@ def test_every_change_that_is_offered_works_when_it_is_made(snapshot: Snapshot) 
                 all_of_it = change.message.startswith("every pod of gang")
                 mine = {mate.key for mate in unit.pods} if all_of_it else {p.key}
                 ended = sum(key in mine for key in evictions(after).values())
-                assert f"({ended} pod" in change.message
+                assert (f"({ended} pod" if ended else "(nobody") in change.message
 
 
 # in words
@@ -230,6 +243,13 @@ def test_the_pods_own_workload_is_not_offered_to_be_ended() -> None:
     assert "end-workload" not in messages(fleet(node("a", gpus=2), *mates, driver))
 
 
+def test_the_workload_of_another_member_of_the_gang_is_not_offered_to_be_ended() -> None:
+    mate = pod("w0", gpus=1, owner="rs", gang=gang("g", 2))
+    running = pod("r", gpus=1, node="a", owner="rs")
+    snapshot = fleet(node("a", gpus=2), running, mate, pod("p", gpus=1, gang=gang("g", 2)))
+    assert "end-workload" not in messages(snapshot)
+
+
 def test_what_a_pod_ahead_in_the_queue_would_take_is_not_offered() -> None:
     """Ending the small job frees one GPU, which the urgent pod would get."""
     snapshot = fleet(
@@ -269,5 +289,27 @@ def test_edits_of_one_member_leave_the_other_members_as_they_are() -> None:
     offered = messages(
         fleet(node("a", gpus=1, zone="x"), node("b", gpus=1, zone="y"), lead, worker), "worker"
     )
-    words = "every pod of gang default/g: remove disk=ssd from the nodeSelector"
+    words = "worker of gang default/g: remove disk=ssd from the nodeSelector"
     assert offered["drop-node-selector"] == words
+
+
+def test_a_change_of_a_mixed_gang_names_the_members_that_it_changes_whoever_asks() -> None:
+    small, large = pod("gi0", gpus=1, gang=gang("g", 2)), pod("gi1", gpus=9, gang=gang("g", 2))
+    snapshot = fleet(node("a", gpus=8), small, large)
+    for asking in (small, large):
+        offered = why(snapshot, asking.name).changes
+        assert [c.message for c in offered] == [
+            "gi1 of gang default/g: ask for 7 nvidia.com/gpu instead of 9"
+        ]
+        plan = decide(carried_out(offered[0], snapshot, asking), Policy())
+        assert binds(plan) == {"gi0": "a", "gi1": "a"}
+
+
+def test_a_change_of_many_members_names_a_few_of_them() -> None:
+    members = [pod(f"w{i}", gpus=4, gang=gang("g", 6)) for i in range(5)]
+    lead = pod("lead", gpus=1, gang=gang("g", 6))
+    offered = messages(fleet(node("a", gpus=11), lead, *members), "lead")
+    assert (
+        offered["ask-fewer"]
+        == "w0, w1, w2 and 2 more of gang default/g: ask for 2 nvidia.com/gpu instead of 4"
+    )

@@ -22,6 +22,7 @@ from gpufleet.cli.app import group
 from gpufleet.cli.commands import COMMANDS, EXIT_CODES, SECTIONS
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.errors import ApiError, Unreachable
+from gpufleet.kube.transport import unreachable
 from gpufleet.local.kubeconfig import merge_into, merged_kubeconfig
 from gpufleet.local.layout import layout_of, prepare
 
@@ -298,6 +299,60 @@ def test_what_is_said_on_the_command_line_comes_first(places: dict[str, str]) ->
     assert server(places, context="home") == "https://home"
 
 
+@pytest.mark.parametrize("other", ["context", "kubeconfig"])
+def test_a_fleet_and_another_cluster_are_not_both_meant(places: dict[str, str], other: str) -> None:
+    with pytest.raises(GpufleetError) as raised:
+        server(places, name="two", **{other: "home"})
+    assert raised.value.reason == "Usage"
+    assert f"--{other}" in raised.value.message
+
+
+def test_a_stopped_fleet_is_named_by_what_starts_it(places: dict[str, str]) -> None:
+    from gpufleet.cli.cluster import choose_cluster
+
+    two = str(layout_of("two", places).kubeconfig)
+    merge_into(Path(places["HOME"]) / "named", Path(two))
+    merged = {**places, "KUBECONFIG": f"{places['HOME']}/named"}
+    for config, fleet in (
+        (choose_cluster(None, None, "two", places), "two"),
+        (choose_cluster(two, None, None, places), "two"),
+        (choose_cluster(None, None, None, {**places, "KUBECONFIG": two}), "two"),
+        (choose_cluster(None, None, None, places), "default"),
+        (choose_cluster(None, "home", None, places), ""),
+        (choose_cluster(None, "named", None, merged), ""),
+    ):
+        assert config.fleet == fleet
+        refused = unreachable(config, ConnectionRefusedError())
+        assert (f"gpufleet up --name {fleet}" in refused.hint) == bool(fleet)
+        silent = unreachable(config, TimeoutError())
+        assert (f"gpufleet status --name {fleet} -o wide" in silent.hint) == bool(fleet)
+
+
+def test_the_context_of_a_fleet_in_another_kubeconfig_is_that_fleet(places: dict[str, str]) -> None:
+    from gpufleet.cli.cluster import choose_cluster
+
+    own = Path(places["HOME"]) / "own"
+    own.write_text(yaml.safe_dump(config_of("gpufleet-two")))
+    assert choose_cluster(str(own), None, None, places).fleet == "two"
+
+
+def test_a_kubeconfig_without_contexts_says_where_others_come_from(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("{}")
+    with pytest.raises(GpufleetError) as raised:
+        server({"HOME": str(tmp_path)}, kubeconfig=str(tmp_path / "config"))
+    assert "it has no contexts" in raised.value.message
+    assert "--kubeconfig" in raised.value.hint
+
+
+def test_merging_where_nothing_can_be_written_asks_for_another_file(tmp_path: Path) -> None:
+    ours = tmp_path / "ours"
+    ours.write_text(yaml.safe_dump(config_of("gpufleet-x")))
+    with pytest.raises(GpufleetError) as raised:
+        merge_into(Path("/proc/foo/x"), ours)
+    assert "--into FILE" in raised.value.hint
+    assert "XDG_STATE_HOME" not in raised.value.hint
+
+
 def test_without_local_fleet_the_users_own_kubeconfig_is_used(places: dict[str, str]) -> None:
     layout_of("default", places).settings.unlink()
     assert server(places) == "https://home"
@@ -397,3 +452,22 @@ def test_without_a_cluster_the_local_fleets_are_named(places: dict[str, str]) ->
         server(places)
     assert raised.value.reason == "NoCluster"
     assert "--name two" in raised.value.hint
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "1e300", "soon"])
+@pytest.mark.parametrize("option", ["status --watch --interval", "top --interval", "up --timeout"])
+def test_seconds_are_a_number_that_can_be_waited_for(
+    run: Callable[..., subprocess.CompletedProcess[str]], option: str, text: str
+) -> None:
+    done = run(*option.split(), text)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"'{text}' is not a number of seconds from " in done.stderr
+
+
+def test_a_kubeconfig_that_nests_without_end_is_refused(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text("[" * 200_000)
+    done = run("top", "--kubeconfig", str(tmp_path / "config"))
+    assert done.returncode == 1
+    assert "nested deeper than 100 levels" in done.stderr

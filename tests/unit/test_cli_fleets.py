@@ -62,6 +62,48 @@ def test_the_default_fleet_is_forgotten_without_a_name(environ: dict[str, str]) 
     assert layout_of("two", environ).exists
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["up", "down", "down --purge", "status", "kubeconfig", "top", "why p", "logs p"],
+)
+def test_an_empty_name_names_no_fleet(environ: dict[str, str], command: str) -> None:
+    refused = gpufleet(environ, *command.split(), "--name", "")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error[BadFleetName]: '' cannot name a fleet")
+    assert layout_of("default", environ).exists
+
+
+def test_what_was_never_started_cannot_be_forgotten(environ: dict[str, str]) -> None:
+    done = gpufleet(environ, "down", "--purge", "--name", "nope")
+    assert done.returncode == 5
+    assert done.stderr.startswith("error[FleetNotFound]: there is no local fleet 'nope'")
+    assert "default, two" in done.stderr
+    assert gpufleet(environ, "down", "--name", "nope").returncode == 0
+
+
+def test_a_first_up_that_starts_nothing_leaves_nothing(environ: dict[str, str]) -> None:
+    nowhere = {**environ, "GPUFLEET_CONTROLPLANE_BIN": "/nowhere"}
+    assert gpufleet(nowhere, "up", "--name", "three").returncode == 1
+    assert not layout_of("three", environ).root.exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "kubeconfig print --merge",
+        "kubeconfig path --merge",
+        "kubeconfig --into file",
+        "top pods -A -n default",
+        "top nodes -n default",
+    ],
+)
+def test_what_asks_for_two_things_at_once_is_refused(environ: dict[str, str], command: str) -> None:
+    refused = gpufleet(environ, *command.split())
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error[Usage]: ")
+    assert "hint: " in refused.stderr
+
+
 def would_run(*arguments: str) -> str:
     """What make would do."""
     done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -8,11 +8,12 @@ import msgspec
 import pytest
 from tests.unit.fleets import node, pod
 
-from gpufleet.cli.why import progress, render
+from gpufleet.cli.why import disruption, progress, render, with_faults
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.snapshot import snapshot_of
 from gpufleet.kube import objects
+from gpufleet.kube.gpunode import GPUNode
 from gpufleet.scheduling.cycle import Policy
 from gpufleet.scheduling.explain import Explanation, explain
 
@@ -30,6 +31,81 @@ def told(explanation: Explanation, status: Mapping[str, object]) -> str:
     given = {"metadata": {"name": "p", "namespace": "default"}, "spec": {"nodeName": "a"}, "status": status}
     there = msgspec.convert(given, objects.Pod)
     return render(msgspec.structs.replace(explanation, reasons=(*explanation.reasons, *progress(there))))
+
+
+def test_a_victim_of_preemption_is_told_for_whom_it_ends() -> None:
+    text = "evicted for default/urgent (priority 9 over 0), which fits on a without it"
+    there = msgspec.convert(
+        {
+            "metadata": {"name": "p", "namespace": "default", "deletionTimestamp": "2026-01-01T00:00:00Z"},
+            "status": {
+                "phase": "Running",
+                "conditions": [
+                    {
+                        "type": "DisruptionTarget",
+                        "status": "True",
+                        "reason": "PreemptionByScheduler",
+                        "message": text,
+                    }
+                ],
+            },
+        },
+        objects.Pod,
+    )
+    found = why(node("a"), pod("p", node="a", terminating=True))
+    shown = render(msgspec.structs.replace(found, reasons=(*disruption(there), *found.reasons)))
+    assert shown.startswith("default/p is ending on a\n")
+    assert f"Preempted    {text}\n" in shown
+
+
+def test_a_pod_that_runs_and_is_not_ready_is_told_the_container_and_its_probe() -> None:
+    there = msgspec.convert(
+        {
+            "metadata": {"name": "p", "namespace": "default"},
+            "spec": {
+                "nodeName": "a",
+                "containers": [
+                    {"name": "main", "readinessProbe": {"httpGet": {"path": "/healthz", "port": 80}}},
+                    {"name": "slow", "startupProbe": {"exec": {"command": ["test", "-f", "up"]}}},
+                    {"name": "fine"},
+                ],
+                "readinessGates": [{"conditionType": "example.com/gate"}],
+            },
+            "status": {
+                "phase": "Running",
+                "containerStatuses": [
+                    {"name": "main", "ready": False, "started": True, "state": {"running": {}}},
+                    {"name": "slow", "ready": False, "started": False, "state": {"running": {}}},
+                    {"name": "fine", "ready": True, "started": True, "state": {"running": {}}},
+                ],
+            },
+        },
+        objects.Pod,
+    )
+    reasons = progress(there)
+    assert [reason.message for reason in reasons] == [
+        "container main runs, but its readiness probe (GET /healthz on port 80) does not pass",
+        "container slow runs, but its startup probe (exec test -f up) does not pass",
+        "readiness gate example.com/gate is not True; whoever set it must make it so",
+    ]
+    found = why(node("a"), pod("p", node="a"))
+    shown = render(msgspec.structs.replace(found, reasons=(*found.reasons, *reasons)))
+    assert shown.startswith("default/p runs, but is not ready\n")
+
+
+def test_sick_gpus_are_named_with_their_faults() -> None:
+    devices = [
+        {"index": i, "uuid": f"GPU-{i:08}-0000-0000-0000-000000000000", "product": "h", "memoryMib": 1}
+        for i in range(2)
+    ]
+    devices[0] |= {"healthy": True}
+    devices[1] |= {"healthy": False, "reason": "Xid79"}
+    report = msgspec.convert({"metadata": {"name": "a"}, "status": {"devices": devices}}, GPUNode)
+    found = why(node("a", gpus=1, sick=1), pod("p", gpus=2))
+    told = with_faults(found.reasons, [report])
+    assert told[0].code == "DeviceUnhealthy"
+    assert told[0].message.endswith("; sick: GPU 1 of a (Xid79)")
+    assert told[1:] == found.reasons[1:]
 
 
 def container(**state: object) -> dict[str, object]:

@@ -64,6 +64,12 @@ def test_a_running_pod_is_where_it_is() -> None:
     assert (found.verdict, found.node, found.reasons[0].code) == ("running", "a", "Bound")
 
 
+def test_a_pod_that_is_ending_is_not_said_to_run() -> None:
+    found = why(fleet(node("a"), pod("p", node="a", terminating=True)), "p")
+    assert [reason.code for reason in found.reasons] == ["Terminating", "Bound"]
+    assert found.node == "a"
+
+
 def test_a_finished_pod_has_ended() -> None:
     ended = msgspec.structs.replace(pod("p", node="a"), phase="Failed")
     found = explain(fleet(node("a")), "default/p", Policy(), finished=ended)
@@ -91,7 +97,46 @@ def test_what_keeps_a_pod_back_by_itself(waiting: Pod, verdict: str, code: str) 
 def test_a_pod_that_waits_for_its_volume_runs_soon() -> None:
     stored = storage(claims=[claim(selected="a")], classes=[waiting_class()])
     found = why(fleet(node("a"), pod("p", claims=["data"]), **stored), "p")
-    assert (found.verdict, found.reasons[0].code) == ("soon", "WaitingForVolume")
+    assert (found.verdict, [reason.code for reason in found.reasons]) == ("soon", ["WaitingForVolume"])
+    assert found.reasons[0].message == (
+        "claim default/data waits for its volume on a: provisioner disk.example.com of storage class disk "
+        "has not made it yet"
+    )
+    (change,) = found.changes
+    assert (change.kind, "default/data" in change.message) == ("provide-volume", True)
+
+
+def test_a_pod_that_waits_for_a_volume_that_exists_is_told_which() -> None:
+    stored = storage(
+        claims=[claim()],
+        volumes=[volume("pv", claim="default/data", claim_uid="uid-data")],
+        classes=[waiting_class()],
+    )
+    found = why(fleet(node("a"), pod("p", claims=["data"]), **stored), "p")
+    assert found.reasons[0].message == "claim default/data waits to be bound to volume pv, for a"
+
+
+def test_room_of_a_pod_that_waits_for_its_volume_is_held_and_for_whom_is_said() -> None:
+    stored = storage(claims=[claim(selected="a")], classes=[waiting_class()])
+    first = pod("first", gpus=8, claims=["data"])
+    snapshot = fleet(node("a", gpus=8), first, pod("p", gpus=1, created=1.0), **stored)
+    found = why(snapshot, "p")
+    held = next(reason for reason in found.reasons if reason.code == "HeldForNominated")
+    assert "is held for default/first" in held.message
+    assert [holder.workload for holder in found.held_for] == ["Pod/first"]
+    assert {change.message for change in found.changes} >= {
+        "end Pod/first in default (1 pod)",
+        "raise the priority above 0 (nobody would end)",
+    }
+
+
+def test_nobody_is_placed_near_a_pod_that_waits_for_its_volume() -> None:
+    stored = storage(claims=[claim(selected="a")], classes=[waiting_class()])
+    first = pod("first", claims=["data"], labels={"app": "db"})
+    second = pod("second", created=1.0, affinity=[near(HOST, app="db")])
+    plan = decide(fleet(node("a"), first, second, **stored), Policy())
+    assert not binds(plan)
+    assert reports(plan)["second"] == ("WaitingForVictims",)
 
 
 @pytest.mark.parametrize("holders", [0, 1])

@@ -326,6 +326,10 @@ def test_pods_with_resource_claims_are_left_to_kube_scheduler() -> None:
     problem = pod_problem(pod(resource_claims=True), ledger([node()]))
     assert problem is not None
     assert problem.code == "DynamicResources"
+    assert "with schedulerName default-scheduler, not gpufleet" in problem.detail
+    alone = pod_problem(pod(resource_claims=True), ledger([node()]), {"gpufleet", "default-scheduler"})
+    assert alone is not None
+    assert "it does not run here" in alone.detail
 
 
 def test_a_cluster_without_nodes_is_the_problem_of_every_pod() -> None:

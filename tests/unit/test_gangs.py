@@ -331,3 +331,12 @@ def test_ending_gated_and_foreign_pods_are_not_decided_about() -> None:
 def test_members_are_taken_by_size_age_and_number() -> None:
     pods = [member(f"w{i}", 4, gpus=1) for i in (10, 9, 1)] + [member("large", 4, gpus=2)]
     assert [p.name for p in queue(*pods)[0].pods] == ["large", "w1", "w9", "w10"]
+
+
+def test_a_mixed_gang_is_told_which_member_does_not_fit() -> None:
+    members = [pod("gi0", gpus=1, gang=gang("g", 2)), pod("gi1", gpus=9, gang=gang("g", 2))]
+    plan = decide(snapshot_of((node("a", gpus=8),), tuple(members)), Policy())
+    told = next(a for a in plan.actions if isinstance(a, Unschedulable) and a.pod.name == "gi0")
+    assert [reason.code for reason in told.reasons[:2]] == ["GangUnplaceable", "ExceedsNodeCapacity"]
+    assert told.reasons[0].message.endswith("no node is left for gi1")
+    assert told.reasons[1].message.startswith("with them placed, for gi1: 1 node too small: 9 ")

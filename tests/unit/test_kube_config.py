@@ -232,7 +232,7 @@ def test_a_missing_file_names_itself_and_a_remedy(tmp_path: Path) -> None:
             "Expected `str`, got `int` - at `$.clusters[0].cluster.server`",
         ),
         ("- a", "Expected `object`, got `array`"),
-        ("contexts: []", "it has no current-context"),
+        ("contexts: []", "it has no contexts"),
         (
             "current-context: x\ncontexts: [{name: x, context: {cluster: c}}]",
             "names the cluster 'c', which is not",
@@ -292,4 +292,4 @@ def test_what_kubectl_writes_for_nothing_is_nothing(tmp_path: Path) -> None:
     path.write_text(
         "apiVersion: v1\nclusters: null\ncontexts: null\nusers: null\ncurrent-context: ''\nkind: Config\n"
     )
-    assert "no current-context" in refusal(path).message
+    assert "no contexts" in refusal(path).message

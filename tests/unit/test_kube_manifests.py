@@ -30,6 +30,7 @@ def test_documents_and_items_of_lists_are_objects(tmp_path: Path) -> None:
     [
         (b"apiVersion: \xff", "InvalidYaml", "byte 12 is not UTF-8"),
         ("a: [", "InvalidYaml", ", line 2"),
+        ("[" * 200_000, "InvalidYaml", "nested deeper than 100 levels"),
         ("a: 2026-13-45", "InvalidYaml", "month"),
         ("just text", "InvalidManifest", "document 1: what has no apiVersion and kind"),
         (f"{NAMED}---\nkind: Pod\n", "InvalidManifest", "document 2: what has no apiVersion and kind"),

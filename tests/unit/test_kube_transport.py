@@ -56,6 +56,24 @@ def against(server: Counter, story: Callable[[Client], Coroutine[Any, Any, None]
     asyncio.run(run())
 
 
+def test_a_server_that_hangs_is_asked_no_longer_than_the_client_has_patience() -> None:
+    class Hanging(Counter):
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.requests.append("GET")
+            await reader.read()
+            writer.close()
+
+    async def story(client: Client) -> None:
+        with pytest.raises(Unreachable) as raised:
+            await client.get(CONFIG_MAPS, "a", "ns")
+        assert raised.value.reason == "ServerTimeout"
+        assert "hangs" in raised.value.hint
+
+    server = Hanging()
+    against(server, story, patience=0.2, deadline=0.1)
+    assert server.requests == ["GET"]
+
+
 @pytest.mark.parametrize("verb", ["replace", "delete", "create"])
 def test_a_write_on_a_kept_connection_that_breaks_is_sent_once(verb: str) -> None:
     async def story(client: Client) -> None:

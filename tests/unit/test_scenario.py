@@ -24,7 +24,7 @@ def refused(folder: Path, text: str) -> GpufleetError:
 @pytest.mark.parametrize(
     ("text", "reason", "says"),
     [
-        ("title: t\nnamespace: n\nsteps: 7\n", "InvalidScenario", "scenario.yaml:3:1: expected `array`"),
+        ("title: t\nnamespace: n\nsteps: 7\n", "InvalidScenario", "scenario.yaml:3:1: expected a list"),
         ("title: t\nnamespace: n\nsteps: [{title: s, apply: [gone.yaml]}]\n", "InvalidScenario", "gone.yaml"),
         (f"{GOOD}fleet: smal\n", "FleetNotFound", "smal"),
     ],

@@ -24,6 +24,7 @@ CODES = {
     "NoPermission": NO_ACCESS,
     "NotFound": NOT_FOUND,
     "FleetNotFound": NOT_FOUND,
+    "ContainerNotFound": NOT_FOUND,
     "ContextNotFound": NOT_FOUND,
     "NoCluster": NOT_FOUND,
     "KubeconfigMissing": NOT_FOUND,

@@ -15,7 +15,7 @@ from gpufleet.fleet.errors import GpufleetError
 
 
 @click.command(short_help="Where the kubeconfig is, what is in it, merge it into yours")
-@click.argument("what", type=click.Choice(["path", "print"]), default="path")
+@click.argument("what", type=click.Choice(["path", "print"]), required=False)
 @fleet_name
 @click.option("--merge", is_flag=True, help="Add the fleet's context to your own kubeconfig and choose it.")
 @click.option(
@@ -25,11 +25,12 @@ from gpufleet.fleet.errors import GpufleetError
     help="The kubeconfig to merge into (default: the first of $KUBECONFIG, else ~/.kube/config).",
 )
 @everywhere
-def command(what: str, name: str | None, merge: bool, into: Path | None) -> None:
+def command(what: str | None, name: str | None, merge: bool, into: Path | None) -> None:
     """Show the path of a local fleet's kubeconfig (the default), print it, or merge it into your own.
 
     The kubeconfig holds an administrator's key: whoever can read it owns the fleet.
     """
+    _check(what, into, merge=merge)
     layout = existing_fleet(name)
     if not layout.kubeconfig.exists():
         raise GpufleetError(
@@ -37,7 +38,7 @@ def command(what: str, name: str | None, merge: bool, into: Path | None) -> None
             message=f"{layout.kubeconfig} does not exist",
             hint=f"gpufleet up --name {layout.name}",
         )
-    if merge or into:
+    if merge:
         from gpufleet.local.kubeconfig import context_name, merge_into
 
         target = into or _own_kubeconfig()
@@ -48,6 +49,22 @@ def command(what: str, name: str | None, merge: bool, into: Path | None) -> None
         click.echo(layout.kubeconfig.read_text(encoding="utf-8"), nl=False)
     else:
         click.echo(layout.kubeconfig)
+
+
+def _check(what: str | None, into: Path | None, *, merge: bool) -> None:
+    """Refuse what asks for two things at once, or for a file without saying what to do with it."""
+    if merge and what:
+        raise GpufleetError(
+            reason="Usage",
+            message=f"{what} and --merge exclude each other",
+            hint=f"gpufleet kubeconfig {what}, or gpufleet kubeconfig --merge",
+        )
+    if into is not None and not merge:
+        raise GpufleetError(
+            reason="Usage",
+            message="--into says where to merge, and --merge is missing",
+            hint=f"gpufleet kubeconfig --merge --into {into}",
+        )
 
 
 def _own_kubeconfig() -> Path:

@@ -7,6 +7,7 @@ import click
 from gpufleet.cli.cluster import choose_cluster
 from gpufleet.cli.options import cluster_options, everywhere, namespace_option, output_option, watch_options
 from gpufleet.cli.watching import show
+from gpufleet.fleet.errors import GpufleetError
 
 SORTED_BY = ("name", "util", "memory", "gpus")
 
@@ -43,6 +44,11 @@ def command(
     """
     from gpufleet.cli import usage_tables
 
+    if namespace and (all_namespaces or what == "nodes"):
+        other = "-A names all of them" if all_namespaces else "nodes belong to none"
+        raise GpufleetError(
+            reason="Usage", message=f"-n {namespace} names one namespace, and {other}", hint="leave out -n"
+        )
     config = choose_cluster(kubeconfig, context, name)
     chosen = None if all_namespaces else namespace or (config.namespace if what == "pods" else None)
 

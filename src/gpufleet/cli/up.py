@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gpufleet.cli.cluster import chosen_fleet
-from gpufleet.cli.options import everywhere, fleet_name
+from gpufleet.cli.options import Seconds, everywhere, fleet_name
 from gpufleet.cli.output import printable_lines, styled
 from gpufleet.cli.progress import progress
 from gpufleet.local.layout import DEFAULT_FLEET
@@ -49,7 +49,7 @@ def _arguments(
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1),
+    type=Seconds(1),
     default=180.0,
     show_default=True,
     metavar="SECONDS",
@@ -92,7 +92,7 @@ def command(
     from gpufleet.local.up import Request, up
 
     request = Request(
-        name or chosen_fleet(None).name,
+        chosen_fleet(name).name,
         fleet,
         bridge,
         authorization,

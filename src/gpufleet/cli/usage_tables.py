@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
+from gpufleet.cli.cluster import client_for
 from gpufleet.cli.output import Cell, Column, printable, table
 from gpufleet.cli.usage import GPU, NodeUsage, PodUsage, gpus_of, nodes_of, pods_of
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.kube.client import ApiError, Client
+from gpufleet.kube.client import ApiError
 from gpufleet.kube.config import ClusterConfig
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.kinds import GPU_NODES, NODES
@@ -65,7 +66,7 @@ def rows(config: ClusterConfig, what: str, namespace: str | None, sort_by: str) 
 
 async def _read(config: ClusterConfig) -> tuple[list[GPUNode], list[Node]]:
     """What the API server has in its cache: good enough to look at, and it costs etcd nothing."""
-    async with Client(config, user_agent="gpufleet-top", deadline=5.0) as client:
+    async with client_for(config, "top") as client:
         try:
             gpu_nodes, nodes = await asyncio.gather(
                 client.list(GPU_NODES, type=GPUNode, resource_version="0"),

@@ -16,6 +16,7 @@ import msgspec
 from gpufleet.fleet.selectors import LabelSelector, NodeSelector, NodeSelectorTerm, Toleration
 
 SCHEDULER_NAME = "gpufleet"
+KUBE_SCHEDULER_NAME = "default-scheduler"
 GANG_LABEL = "gpufleet.dev/gang"
 GANG_SIZE_LABEL = "gpufleet.dev/gang-size"
 

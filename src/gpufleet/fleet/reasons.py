@@ -60,8 +60,9 @@ CODES: dict[str, str] = {
     "GangUnplaceable": "Not all pods that the gang needs fit at once, so none is bound.",
     "GangInvalid": "The pods of the gang disagree about its size, the size is not a positive number, or the "
     "gang has no name.",
-    "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler.",
-    "Terminating": "The pod is being deleted, so it is not placed any more.",
+    "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler, where that runs.",
+    "ResourceClaimNotFound": "A ResourceClaim of the pod, or the template of one, does not exist.",
+    "Terminating": "The pod is being deleted: it ends, or is not placed any more.",
     "NoNodes": "The cluster has no nodes.",
     # what happens instead of a placement
     "WaitingForVictims": "Victims were evicted for this pod and have not ended yet.",
@@ -77,9 +78,10 @@ CODES: dict[str, str] = {
     "GangPlaced": "All pods that the gang needs were placed together.",
     "Preempted": "The pod was evicted so that a pod of higher priority can run.",
     "HeldForNominated": "The free capacity is held for a pod that comes first, or for which victims were "
-    "evicted, or whose binding is tried again.",
+    "evicted, or which waits for its volume or for its binding to be tried again.",
     "Bound": "The pod is bound: its containers run, start or wait.",
     "ContainerWaiting": "The pod is bound, but a container of it waits, for example for its image.",
+    "NotReady": "A container of the pod runs and its probe does not pass, or a readiness gate is not open.",
     "NodeNotFound": "The pod is bound to a node that does not exist.",
     "Finished": "The pod has ended.",
     "Schedulable": "The pod fits now; the next decision binds it.",

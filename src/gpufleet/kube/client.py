@@ -62,8 +62,8 @@ class Client:
     """A client of one cluster: `async with Client(config) as client`.
 
     `qps` and `burst` limit what this client sends (None: no limit), `guard` is called right before every
-    write and raises NotLeader to stop it, `connections` bounds concurrent requests, and `deadline` is how
-    many seconds a request may spend on being tried again.
+    write and raises NotLeader to stop it, `connections` bounds concurrent requests, `deadline` is how many
+    seconds a request may spend on being tried again, and `patience` how many one try may take.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Client:
         guarded_write_seconds: float = 5.0,
         connections: int = 64,
         deadline: float = 30.0,
+        patience: float = REQUEST_TIMEOUT,
     ) -> None:
         self.config = config
         self._transport = Transport(config, user_agent=user_agent, connections=connections)
@@ -85,6 +86,7 @@ class Client:
         self._guarded_seconds = guarded_write_seconds
         self._slots = asyncio.Semaphore(connections)
         self._deadline = deadline
+        self._patience = patience
         self._metrics = RequestMetrics()
 
     async def __aenter__(self) -> Self:
@@ -331,6 +333,7 @@ class Client:
         return namespace or self.config.namespace if kind.namespaced else None
 
     async def _send(self, call: _Call) -> bytes:
+        call.seconds = min(call.seconds, self._patience)
         if self._guard is not None and call.method not in _READS:
             call.seconds = min(call.seconds, self._guarded_seconds)
             call.params = {**(call.params or {}), "timeout": f"{call.seconds:g}s"}

@@ -49,7 +49,8 @@ class ClusterConfig(msgspec.Struct, frozen=True):
     """One cluster and one user. `server` is a URL without trailing slash; certificates and keys are PEM.
 
     `token_file` is read again while the process runs and wins over `token`. `source` says where this comes
-    from, for error messages. The representation shows no secret.
+    from, `fleet` which fleet of this machine it is, if it is one: both for error messages. The representation
+    shows no secret.
     """
 
     server: str
@@ -69,6 +70,7 @@ class ClusterConfig(msgspec.Struct, frozen=True):
     proxy_url: str = ""
     source: str = ""
     context: str = ""
+    fleet: str = ""
 
     def __repr__(self) -> str:
         return f"ClusterConfig(server={self.server!r}, context={self.context!r}, source={self.source!r})"
@@ -134,6 +136,13 @@ def in_cluster_config(environ: Mapping[str, str], folder: Path = SERVICE_ACCOUNT
 def resolve(merged: Kubeconfig, context: str | None, source: str) -> ClusterConfig:
     """The cluster and user of one context (by default the current one) of a kubeconfig."""
     name = context or merged.current_context
+    if not merged.contexts:
+        raise bad_kubeconfig(
+            source,
+            "it has no contexts, so it names no cluster",
+            "name another file with --kubeconfig or KUBECONFIG; "
+            "`gpufleet kubeconfig --merge --into FILE` adds a local fleet to one",
+        )
     if not name:
         raise bad_kubeconfig(
             source, "it has no current-context", f"choose one with --context: {_names(merged.contexts)}"
@@ -230,4 +239,4 @@ def _impersonation(user: UserEntry) -> tuple[tuple[str, str], ...]:
 
 
 def _names(entries: Mapping[str, object]) -> str:
-    return ", ".join(sorted(entries)) or "none"
+    return ", ".join(sorted(entries))

@@ -18,6 +18,7 @@ import msgspec
 import yaml
 
 from gpufleet.fleet.errors import GpufleetError
+from gpufleet.kube.nesting import check_nesting
 
 try:
     from yaml import CSafeLoader as _Loader
@@ -143,6 +144,7 @@ def read_kubeconfig(path: Path) -> Kubeconfig:
             str(path), f"it cannot be read: {error}", "check the path and its permissions"
         ) from None
     try:
+        check_nesting(text)
         content = yaml.load(text, Loader=_Loader) or {}
         parsed = msgspec.convert(content, type=_File)
     except yaml.YAMLError as error:

@@ -15,6 +15,7 @@ import yaml
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.kinds import Kind
+from gpufleet.kube.nesting import check_nesting
 
 Manifest = Mapping[str, Any]
 
@@ -48,7 +49,9 @@ def parse_documents(content: bytes, where: str) -> list[Any]:
     """The same of the content of a file; `where` is its name in messages."""
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        return list(yaml.load_all(content.decode("utf-8"), Loader=loader))
+        text = content.decode("utf-8")
+        check_nesting(text)
+        return list(yaml.load_all(text, Loader=loader))
     except UnicodeDecodeError as error:
         message = f"{where}: byte {error.start} is not UTF-8"
         raise GpufleetError(

@@ -167,20 +167,20 @@ class Transport:
                 proxy=self._proxy,
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise unreachable(self._base, error) from error
+            raise unreachable(self._config, error) from error
 
     async def _whole(self, response: aiohttp.ClientResponse) -> Answer:
         try:
             return Answer(response.status, await response.read(), response.headers.get("Retry-After"))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise unreachable(self._base, error) from error
+            raise unreachable(self._config, error) from error
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:
             async for chunk in response.content.iter_any():
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise unreachable(self._base, error) from error
+            raise unreachable(self._config, error) from error
 
     async def _exchange(self, request: _Request, credential: Credential) -> Answer:
         session = self._requests
@@ -204,7 +204,7 @@ class Transport:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if isinstance(body, GuardedBody) and body.refusal is not None:
                 raise body.refusal from None
-            raise unreachable(self._base, error) from error
+            raise unreachable(self._config, error) from error
 
     def _request_headers(self, credential: Credential, content_type: str) -> CIMultiDict[str]:
         key = (credential.generation, content_type)
@@ -252,9 +252,9 @@ def tls_context(
     return context
 
 
-def unreachable(server: str, error: Exception) -> Unreachable:
+def unreachable(config: ClusterConfig, error: Exception) -> Unreachable:
     """The error for a request without answer."""
-    hint = "is the fleet running? `gpufleet status`"
+    server, hint = config.server, _when_absent(config)
     match error:
         case aiohttp.ClientConnectorCertificateError():
             return Unreachable(
@@ -282,11 +282,14 @@ def unreachable(server: str, error: Exception) -> Unreachable:
             return Unreachable(
                 reason="ServerUnreachable",
                 message=f"cannot connect to {server}: no answer within {CONNECT_TIMEOUT:.0f} s",
-                hint=hint,
+                hint=_when_silent(config),
             )
         case TimeoutError():
             return Unreachable(
-                reason="ServerTimeout", message=f"{server} did not answer in time", hint=hint, sent=True
+                reason="ServerTimeout",
+                message=f"{server} did not answer in time",
+                hint=_when_silent(config),
+                sent=True,
             )
         case _:
             why = str(error) or type(error).__name__
@@ -296,6 +299,25 @@ def unreachable(server: str, error: Exception) -> Unreachable:
                 hint=hint,
                 sent=True,
             )
+
+
+def _when_absent(config: ClusterConfig) -> str:
+    """What to do where nobody listens."""
+    if not config.fleet:
+        return "does that cluster run, and can it be reached from here?"
+    name = f"--name {config.fleet}"
+    return f"gpufleet up {name}, if the fleet is stopped; gpufleet status {name} shows what runs"
+
+
+def _when_silent(config: ClusterConfig) -> str:
+    """What to do with a server that hangs."""
+    if not config.fleet:
+        return "the server, or something on the way to it, hangs: does `kubectl get --raw /livez` answer?"
+    name = f"--name {config.fleet}"
+    return (
+        f"gpufleet status {name} -o wide shows what hangs and its log; "
+        f"gpufleet down {name}, then gpufleet up {name} start it anew"
+    )
 
 
 def _session(limit: int) -> aiohttp.ClientSession:

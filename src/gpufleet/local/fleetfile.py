@@ -8,6 +8,7 @@ that names file, line, column and field. Presets are fleet files in the package.
 from __future__ import annotations
 
 import difflib
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,15 +28,44 @@ REASON = "InvalidFleetFile"
 MAX_NODES = 1000
 DYNAMIC = "dynamic"
 
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+_LARGEST = 2**63 - 1
+"""What Kubernetes can count of a resource; for CPU in millicores."""
+
 _Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 _Pause = Annotated[float, Meta(ge=0.1, le=300)]
 _GpuCount = Annotated[int, Meta(ge=1, le=16)]
 
 
+_SET_BY = {
+    "kubernetes.io/hostname":        "the name of the node",
+    "kubernetes.io/os":              "the kind of node",
+    "kubernetes.io/arch":            "the kind of node",
+    "gpufleet.dev/fleet":            "the name of the fleet",
+    "gpufleet.dev/pool":             "pool",
+    "gpufleet.dev/purpose":          "purpose",
+    "gpufleet.dev/rack":             "rack or nodesPerRack",
+    "topology.kubernetes.io/region": "region",
+    "topology.kubernetes.io/zone":   "zone or zones",
+}  # fmt: skip
+"""Node labels that a group does not state itself, and what they come from."""
+
+_OF_DEVICES = tuple(
+    f"nvidia.com/{name}"
+    for name in (
+        "cuda.", "gpu.compute.", "gpu.count", "gpu.family", "gpu.machine", "gpu.memory", "gpu.mode",
+        "gpu.present", "gpu.product", "gpu.replicas", "gpu.sharing", "mig", "mps.", "vgpu.",
+    )
+)  # fmt: skip
+"""How labels begin that describe the GPUs of a node."""
+
+
 class TimeSlicing(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """Each GPU is offered several times, without isolation, as the NVIDIA device plugin does it."""
 
-    replicas: Annotated[int, Meta(ge=2, le=64, description="How many pods may use one GPU at once.")]
+    replicas: Annotated[
+        int, Meta(ge=2, le=64, description="How many pods may use one GPU at once.", examples=[4])
+    ]
     rename_by_default: Annotated[
         bool, Meta(description="Offer nvidia.com/gpu.shared instead of nvidia.com/gpu.")
     ] = False
@@ -51,15 +81,26 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
     """A group of identical nodes, named `<group>-<number>`."""
 
     name: Annotated[
-        str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", description="Prefix of the nodes' names.")
+        str,
+        Meta(
+            description="Prefix of the nodes' names.",
+            examples=["train"],
+            extra_json_schema={"pattern": f"^{_NAME.pattern}$"},
+        ),
     ]
     count: Annotated[int, Meta(ge=1, le=MAX_NODES, description="Number of nodes.")] = 1
     gpu: Annotated[
-        str | None, Meta(description="GPU product: the value of nvidia.com/gpu.product or an alias as h100.")
+        str | None,
+        Meta(
+            description="GPU product: the value of nvidia.com/gpu.product or an alias as h100.",
+            examples=["h100"],
+        ),
     ] = None
-    gpus_per_node: Annotated[_GpuCount | None, Meta(description="GPUs of each node; 8 by default.")] = None
-    cpu: Annotated[int | str, Meta(description="CPU of each node as a quantity.")] = ""
-    memory: Annotated[str, Meta(description="Memory of each node as a quantity.")] = ""
+    gpus_per_node: Annotated[
+        _GpuCount | None, Meta(description="GPUs of each node; 8 by default.", examples=[8])
+    ] = None
+    cpu: Annotated[int | str, Meta(description="CPU of each node as a quantity.", examples=["96"])] = ""
+    memory: Annotated[str, Meta(description="Memory of each node as a quantity.", examples=["384Gi"])] = ""
     ephemeral_storage: Annotated[str, Meta(description="Local disk of each node as a quantity.")] = "1Ti"
     pods: Annotated[int, Meta(ge=1, le=1000, description="How many pods a node may run.")] = 110
     pool: Annotated[
@@ -68,19 +109,31 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
     ] = ""
     purpose: Annotated[str, Meta(description="Label gpufleet.dev/purpose, as training or inference.")] = ""
     region: Annotated[str, Meta(description="Label topology.kubernetes.io/region.")] = "local"
-    zone: Annotated[str, Meta(description="Zone of all nodes.")] = ""
-    zones: Annotated[tuple[str, ...], Meta(description="Zones; whole racks take turns.")] = ()
+    zone: Annotated[str, Meta(description="Zone of all nodes.", examples=["local-a"])] = ""
+    zones: Annotated[
+        tuple[str, ...], Meta(description="Zones; whole racks take turns.", examples=[["local-a", "local-b"]])
+    ] = ()
     rack: Annotated[str, Meta(description="Rack of all nodes (label gpufleet.dev/rack).")] = ""
     nodes_per_rack: Annotated[
         int, Meta(ge=0, le=MAX_NODES, description="Fill racks named <group>-r<number> with so many nodes.")
     ] = 0
-    labels: Annotated[dict[str, str], Meta(description="More node labels.")] = {}
-    taints: Annotated[tuple[str, ...], Meta(description="Taints as key=value:Effect.")] = ()
+    labels: Annotated[
+        dict[str, str],
+        Meta(
+            description="More node labels, but for those that the other fields set.",
+            examples=[{"team": "vision"}],
+        ),
+    ] = {}
+    taints: Annotated[
+        tuple[str, ...],
+        Meta(description="Taints as key=value:Effect.", examples=[["nvidia.com/gpu=present:NoSchedule"]]),
+    ] = ()
     mig: Annotated[
         str | tuple[str, ...] | None,
         Meta(
             description="MIG layout of every GPU: a name as all-balanced, a list of profiles, or dynamic "
-            "(GPUs are cut as pods need it)."
+            "(GPUs are cut as pods need it).",
+            examples=["all-balanced"],
         ),
     ] = None
     sharing: Annotated[Sharing, Meta(description="Sharing of whole GPUs.")] = Sharing()
@@ -246,11 +299,19 @@ def _check(fleet: Fleet, document: YamlDocument) -> None:
 def _problems(group: Group) -> list[tuple[str, str, str]]:
     """Field, problem and remedy of everything that is wrong with a group, in the order of its fields."""
     return [
+        *_name_problems(group),
         *_gpu_problems(group),
         *_quantity_problems(group),
         *_topology_problems(group),
         *_label_problems(group),
     ]
+
+
+def _name_problems(group: Group) -> list[tuple[str, str, str]]:
+    if _NAME.fullmatch(group.name):
+        return []
+    problem = f"{group.name!r} cannot begin the names of nodes"
+    return [("name", problem, "use at most 40 of a-z, 0-9 and inner -, for example name: train")]
 
 
 def _gpu_problems(group: Group) -> list[tuple[str, str, str]]:
@@ -284,12 +345,15 @@ def _quantity_problems(group: Group) -> list[tuple[str, str, str]]:
     amounts["ephemeralStorage"] = group.ephemeral_storage
     for field, quantity in amounts.items():
         try:
-            positive = resource_amount(field, quantity) > 0
+            amount = resource_amount(field, quantity)
         except GpufleetError as error:
             problems.append((field, error.message, error.hint))
             continue
-        if not positive:
+        if amount <= 0:
             problems.append((field, f"{field} must be more than 0", "write for example 96, 384Gi or 1Ti"))
+        elif amount > _LARGEST:
+            problem = f"{field} of {quantity} is more than Kubernetes can count"
+            problems.append((field, problem, "write for example 96, 384Gi or 1Ti"))
     return problems
 
 
@@ -314,9 +378,12 @@ def _topology_problems(group: Group) -> list[tuple[str, str, str]]:
 def _label_problems(group: Group) -> list[tuple[str, str, str]]:
     problems = []
     for key, value in group.labels.items():
-        problem = label_problem(key, value)
+        problem, hint = label_problem(key, value), "see kubernetes.io/docs, labels and selectors"
+        setter = _SET_BY.get(key) or ("gpu, mig and sharing" if key.startswith(_OF_DEVICES) else "")
+        if setter:
+            problem, hint = f"the label {key} is set by gpufleet", f"remove it; it comes from {setter}"
         if problem:
-            problems.append(("labels", problem, "see kubernetes.io/docs, labels and selectors"))
+            problems.append((f'labels["{key}"]', problem, hint))
     for number, text in enumerate(group.taints):
         try:
             parse_taint(text)

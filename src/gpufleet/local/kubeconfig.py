@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from gpufleet.fleet.errors import GpufleetError
+from gpufleet.kube.nesting import check_nesting
 from gpufleet.local import pki
 from gpufleet.local.components import (
     CONTROLLER,
@@ -23,6 +24,7 @@ from gpufleet.local.components import (
 )
 from gpufleet.local.layout import Layout, file_errors, write_atomic
 
+_ANOTHER_FILE = "name another file: gpufleet kubeconfig --merge --into FILE"
 _LISTS = {"clusters": "cluster", "users": "user", "contexts": "context"}
 
 
@@ -79,7 +81,7 @@ def write_all(layout: Layout, port: int) -> None:
 
 def merge_into(path: Path, ours: Path, *, make_current: bool = True) -> None:
     """Add or replace the entries of the kubeconfig `ours` in the one at `path`, which need not exist."""
-    with file_errors(path):
+    with file_errors(path, _ANOTHER_FILE):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         theirs = _read(path) if path.exists() else {"apiVersion": "v1", "kind": "Config"}
         merged = merged_kubeconfig(theirs, _read(ours), make_current=make_current)
@@ -102,7 +104,9 @@ def merged_kubeconfig(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        check_nesting(text)
+        loaded = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(loaded, dict):
@@ -118,7 +122,7 @@ def _damaged(path: Path, why: str) -> GpufleetError:
     return GpufleetError(
         reason="KubeconfigInvalid",
         message=f"{path} is not a kubeconfig: {why}; it was left as it is",
-        hint="correct it, or name another file: gpufleet kubeconfig --merge --into FILE",
+        hint=f"correct it, or {_ANOTHER_FILE}",
     )
 
 

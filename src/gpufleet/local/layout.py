@@ -26,6 +26,7 @@ from gpufleet.fleet.errors import GpufleetError
 DEFAULT_FLEET = "default"
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _ROOM_NEEDED_MIB = 256
+_ANOTHER_FOLDER = "choose another folder: export XDG_STATE_HOME=/a/folder/of/yours"
 _RUN_BEGINS = "=== started "
 
 
@@ -124,14 +125,21 @@ def fleets_home(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(home) / ".local" / "state" / "gpufleet"
 
 
-def layout_of(name: str, environ: Mapping[str, str] = os.environ) -> Layout:
-    """The layout of the fleet `name`, which must be a DNS label because contexts and objects bear it."""
+def check_fleet_name(name: str) -> None:
+    """Raise BadFleetName unless `name` is a DNS label, which it must be because contexts and objects bear
+    it.
+    """
     if not _DNS_LABEL.fullmatch(name):
         raise GpufleetError(
             reason="BadFleetName",
             message=f"{name!r} cannot name a fleet: use at most 63 of a-z, 0-9 and inner -",
             hint="gpufleet up --name my-fleet",
         )
+
+
+def layout_of(name: str, environ: Mapping[str, str] = os.environ) -> Layout:
+    """The layout of the fleet `name`; raises BadFleetName and NoStateFolder."""
+    check_fleet_name(name)
     return Layout(name, Path(os.path.realpath(fleets_home(environ))) / name)
 
 
@@ -217,30 +225,32 @@ def tail(log: Path, *, lines: int = 8, reach_bytes: int = 16 << 10) -> list[str]
 
 
 @contextlib.contextmanager
-def file_errors(where: Path) -> Iterator[None]:
-    """Turn what the file system says about `where` into an error with a remedy."""
+def file_errors(where: Path, hint: str = _ANOTHER_FOLDER) -> Iterator[None]:
+    """Turn what the file system says about `where` into an error with a remedy: `hint`, or another folder for
+    the state of fleets.
+    """
     try:
         yield
     except OSError as error:
         path = error.filename or where
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(where, str(error.strerror).lower()) from error
+            raise _disk_full(where, str(error.strerror).lower(), hint) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise GpufleetError(
                 reason="NoPermission",
                 message=f"cannot write {path}: {str(error.strerror).lower()}",
-                hint="make the folder yours, or choose another one: export XDG_STATE_HOME=/a/folder/of/yours",
+                hint=f"make it yours, or {hint}",
             ) from error
         raise GpufleetError(
             reason="FileSystem",
             message=f"cannot use {path}: {str(error.strerror).lower()}",
-            hint="look at the path, or choose another folder: export XDG_STATE_HOME=/a/folder/of/yours",
+            hint=f"look at the path, or {hint}",
         ) from error
 
 
-def _disk_full(where: Path, why: str) -> GpufleetError:
+def _disk_full(where: Path, why: str, hint: str = _ANOTHER_FOLDER) -> GpufleetError:
     return GpufleetError(
         reason="DiskFull",
         message=f"the disk that holds {where} is full: {why}; nothing was lost",
-        hint="free some room, or choose another disk: export XDG_STATE_HOME=/a/folder/there",
+        hint=f"free some room, or {hint}",
     )

@@ -66,7 +66,9 @@ class Wait:
         GpufleetError.
         """
         nodes, gpus = fleet.nodes, sum(group.count * group.gpus for group in fleet.groups)
-        await self._until(self._api_answers, "starting the control plane")
+        api_server = observe(self._layout).component(API_SERVER)
+        what = "asking" if api_server is not None and api_server.pid else "starting"
+        await self._until(self._api_answers, f"{what} the control plane")
         config = load_config(str(self._layout.kubeconfig))
         async with Client(config, user_agent="gpufleet-up") as client:
             what = "applying custom resources and priority classes"

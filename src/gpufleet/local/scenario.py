@@ -87,7 +87,13 @@ def load(folder: Path) -> Scenario:
     """Read `scenario.yaml` of a folder and what it names; a GpufleetError tells the place of a mistake."""
     path = folder / "scenario.yaml"
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise GpufleetError(
+            reason="InvalidScenario",
+            message=f"{path}: byte {error.start} is not UTF-8",
+            hint="save the file as UTF-8 text",
+        ) from None
     except OSError as error:
         raise GpufleetError(
             reason="ScenarioNotFound",

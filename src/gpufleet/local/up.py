@@ -36,7 +36,7 @@ from gpufleet.local.components import (
 )
 from gpufleet.local.down import ORDER_OF_END, end_processes
 from gpufleet.local.fleetfile import Fleet, load_fleet, parse_fleet
-from gpufleet.local.layout import Layout, file_errors, layout_of, prepare, write_atomic
+from gpufleet.local.layout import Layout, file_errors, forget, layout_of, prepare, write_atomic
 from gpufleet.local.locking import fleet_lock
 from gpufleet.local.observed import living_supervisor, observe
 from gpufleet.local.processes import Record, end, marked_processes, spawn
@@ -110,6 +110,9 @@ def up(request: Request, progress: Progress, environ: Mapping[str, str] = os.env
             before.restore(layout)
             if lived:
                 _supervise(layout, environ)
+            elif not layout.exists and not any(layout.logs.iterdir()):
+                # Nothing was started, so there is nothing to look at or to continue with.
+                forget(layout)
             raise
     return Result(layout, fleet, was_running, changed, time.monotonic() - began)
 

@@ -14,12 +14,28 @@ import msgspec
 import yaml
 
 from gpufleet.fleet.errors import GpufleetError
+from gpufleet.kube.nesting import check_nesting
 
 T = TypeVar("T")
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$[^`]*)`)?$", re.DOTALL)
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_STEP = re.compile(r'\.([^.\[]+)|\["([^"]+)"\]|\[(\d+)\]')
+_WANTED = re.compile(r"Expected `(?P<type>[^`]+)`(?P<bound>.*?)(?:, got `(?P<got>[^`]+)`)?", re.DOTALL)
+_BOUND = re.compile(r" (?P<length>of length )?(?P<sign>[<>]=) (?P<number>[\d.]+)")
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+}
+"""What people call the types of YAML."""
+
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]+)`")
+_MEND = "mend the YAML there; put a text that has one of : # { } [ ] & * ! | > % @ into quotes"
 
 
 class YamlDocument:
@@ -29,15 +45,16 @@ class YamlDocument:
         """Raises GpufleetError (InvalidYaml) for anything that is not one YAML document."""
         self._source = source
         try:
+            check_nesting(text)
             self._root = yaml.compose(text, Loader=yaml.SafeLoader)
             self._reject_duplicates(self._root)
             self._data = yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             what = " ".join(part for part in (error.context, error.problem) if part)
-            raise self._error("InvalidYaml", what, mark) from None
-        except yaml.YAMLError as error:
-            raise self._error("InvalidYaml", str(error).replace("\n", " "), None) from None
+            raise self._error("InvalidYaml", what, mark, _MEND) from None
+        except (yaml.YAMLError, ValueError) as error:
+            raise self._error("InvalidYaml", str(error).replace("\n", " "), None, _MEND) from None
 
     def decode(self, type_: type[T], reason: str, hint: str) -> T:
         """The document as `type_`; raises GpufleetError (`reason`) with the line of the offending field.
@@ -53,26 +70,28 @@ class YamlDocument:
             what, path = (match["what"], match["path"] or "$") if match else (str(error), "$")
             unknown = _UNKNOWN.match(what)
             if unknown is None:
-                raise self.error(path, reason, _lowered(what), hint) from None
+                raise self.error(path, reason, _in_words(what), _with_example(type_, path, hint)) from None
             field = unknown["field"]
             near = difflib.get_close_matches(field, _field_names(type_), n=1)
             remedy = f"did you mean {near[0]!r}?" if near else f"remove it; {hint}"
             raise self.error(f"{path}.{field}", reason, f"unknown field {field!r}", remedy) from None
 
     def error(self, path: str, reason: str, what: str, hint: str) -> GpufleetError:
-        """An error about the field at `path` (`$.groups[0].count`), with its line and column."""
+        """An error about the field at `path` (`$.groups[0].count`, `$.labels["a.b/c"]`), with its line and
+        column.
+        """
         field = path.removeprefix("$").removeprefix(".")
         text = f"{what} (at {field})" if field else what
         return self._error(reason, text, self._mark(path), hint)
 
-    def _error(self, reason: str, what: str, mark: yaml.Mark | None, hint: str = "") -> GpufleetError:
+    def _error(self, reason: str, what: str, mark: yaml.Mark | None, hint: str) -> GpufleetError:
         where = f"{self._source}:{mark.line + 1}:{mark.column + 1}" if mark else self._source
         return GpufleetError(reason=reason, message=f"{where}: {what}", hint=hint)
 
     def _mark(self, path: str) -> yaml.Mark | None:
         node, mark = self._root, self._root.start_mark if self._root else None
-        for key, index in _STEP.findall(path):
-            entry = _child(node, key, index)
+        for plain, quoted, index in _STEP.findall(path):
+            entry = _child(node, plain or quoted, index)
             if entry is None:
                 break
             mark, node = entry
@@ -80,7 +99,8 @@ class YamlDocument:
 
     def _reject_duplicates(self, node: yaml.Node | None, parents: frozenset[int] = frozenset()) -> None:
         if id(node) in parents:
-            raise self._error("InvalidYaml", "an alias contains itself", node.start_mark if node else None)
+            mark = node.start_mark if node else None
+            raise self._error("InvalidYaml", "an alias contains itself", mark, "write its content instead")
         parents |= {id(node)}
         if isinstance(node, yaml.SequenceNode):
             for item in node.value:
@@ -89,7 +109,8 @@ class YamlDocument:
             seen: set[str] = set()
             for key, value in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise self._error("InvalidYaml", f"the field {key.value!r} stands twice", key.start_mark)
+                    what = f"the field {key.value!r} stands twice"
+                    raise self._error("InvalidYaml", what, key.start_mark, "keep one of them")
                 seen.add(str(key.value))
                 self._reject_duplicates(value, parents)
 
@@ -109,5 +130,35 @@ def _field_names(type_: object) -> list[str]:
     return [name for definition in definitions for name in definition.get("properties", {})]
 
 
-def _lowered(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _in_words(problem: str) -> str:
+    """What msgspec finds wrong, without the names of its types."""
+    missing = _MISSING.fullmatch(problem)
+    if missing is not None:
+        return f"the field {missing['field']!r} is missing"
+    wanted = _WANTED.fullmatch(problem)
+    if wanted is None:
+        return problem[:1].lower() + problem[1:]
+    text = f"expected {_type_in_words(wanted['type'])}"
+    bound = _BOUND.fullmatch(wanted["bound"])
+    if bound is not None:
+        least = "at least" if bound["sign"] == ">=" else "at most"
+        number = f"{float(bound['number']):g}"
+        items = " item" if number == "1" else " items"
+        text += f" of {least} {number}{items if bound['length'] else ''}"
+    return text + (f", got {_type_in_words(wanted['got'])}" if wanted["got"] else "")
+
+
+def _type_in_words(types: str) -> str:
+    return " or ".join(_WORDS.get(name, name) for name in types.split(" | "))
+
+
+def _with_example(type_: object, path: str, hint: str) -> str:
+    """The hint after an example of the field at `path`, where its type has one or a default."""
+    names = [plain for plain, _, index in _STEP.findall(path) if not index]
+    definitions = msgspec.json.schema(type_)["$defs"].values()
+    for definition in definitions:
+        known = definition.get("properties", {}).get(names[-1] if names else "", {})
+        example = (known.get("examples") or [known.get("default")])[0]
+        if example not in (None, "", [], {}):
+            return f"write for example {names[-1]}: {msgspec.json.encode(example).decode()}; {hint}"
+    return hint

@@ -1,16 +1,18 @@
 """What would make a pending unit fit: single changes, each made on a copy of the snapshot and seen to work.
 
 Candidates are the smallest edits that people make: drop one selector or affinity, tolerate one taint, ask for
-less, uncordon a node, raise the priority, end one workload, add nodes like those there are. What changes the
-pods changes every pod of the unit that waits, and says so. A candidate is a changed snapshot. It is tried on
-the fleet as the decision leaves it, and what works there is decided anew as a whole, because pods ahead in
-the queue may take what the change frees. Ordered by how little a change asks of others.
+less, uncordon a node, raise the priority, end one workload, add nodes like those there are. What one member
+of a gang suggests is offered to all of them; an edit changes the members that it can change, and names them
+unless it is every one. A candidate is a changed snapshot. It is tried on the fleet as the decision leaves it,
+and what works there is decided anew as a whole, because pods ahead in the queue may take what the change
+frees. Ordered by how little a change asks of others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from functools import partial
+from itertools import islice
 
 import msgspec
 
@@ -18,7 +20,7 @@ from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind, BindVolume, Evict, Nominate, Plan, SelectNode
 from gpufleet.fleet.pods import Pod, PodShape, is_gpu_resource
 from gpufleet.fleet.quantities import comparable_amounts, is_bytes
-from gpufleet.fleet.selectors import Toleration, untolerated
+from gpufleet.fleet.selectors import Taint, Toleration, untolerated
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.cycle import Policy, decide
 from gpufleet.scheduling.filters import pod_problem
@@ -33,6 +35,12 @@ LIMIT = 5
 
 ALIKE = 3
 """How many of them are of one kind."""
+
+SHAPES = 8
+"""How many different members of a gang are asked for edits."""
+
+NAMED = 3
+"""How many members are named."""
 
 TRIES = 50
 """How many workloads, cordoned nodes and priorities are tried."""
@@ -55,18 +63,19 @@ _Workload = tuple[str, str]
 
 
 def helpful_changes(
-    snapshot: Snapshot, policy: Policy, after: Ledger, unit: Unit, pod: Pod
+    snapshot: Snapshot, policy: Policy, after: Ledger, unit: Unit, pod: Pod, starting: Container[str] = ()
 ) -> tuple[Change, ...]:
     """Changes that each, alone, let the unit be placed; at most LIMIT.
 
-    `after` is the ledger as the decision leaves it. Where the cause is the pod's own (a claim that does not
-    exist), no change of nodes or room helps.
+    `after` is the ledger as the decision leaves it, `starting` are the pods that it binds: they are left
+    alone, as they run by the time that somebody reads this. Where the cause is the pod's own (a claim that
+    does not exist), no change of nodes or room helps.
     """
     if sum(pod_problem(member, after) is None for member in unit.pods) < unit.needed:
         return ()
     ahead = _up_to(snapshot, policy, unit)
     found: list[Change] = []
-    for change, changed in _Asking(ahead, policy, after, unit, pod).candidates():
+    for change, changed in _Asking(snapshot, ahead, policy, after, unit, pod, starting).candidates():
         alike = sum(other.kind == change.kind for other in found)
         if alike < ALIKE and served(decide(changed, policy), unit):
             found.append(change)
@@ -96,29 +105,43 @@ def at_its_best(node: Node) -> Node:
 
 
 class _Asking:
-    """A unit that asks what would help. `snapshot` has nobody who waits behind it."""
+    """A unit that asks what would help. `ahead` is the snapshot without those who wait behind it."""
 
-    def __init__(self, snapshot: Snapshot, policy: Policy, after: Ledger, unit: Unit, pod: Pod) -> None:
-        self._snapshot = snapshot
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        ahead: Snapshot,
+        policy: Policy,
+        after: Ledger,
+        unit: Unit,
+        pod: Pod,
+        starting: Container[str],
+    ) -> None:
+        self._everybody = snapshot
+        self._snapshot = ahead
+        self._starting = starting
         self._policy = policy
         self._after = after
         self._unit = unit
         self._pod = pod
         self._accounts = dict(sorted(after.accounts.items()))
+        shapes = dict.fromkeys((pod.shape, *(member.shape for member in unit.pods)))
+        self._shapes = tuple(islice(shapes, SHAPES))
 
     def candidates(self) -> Iterator[_Candidate]:
         """Changes that help on the fleet as the decision leaves it, and the snapshot with each of them."""
-        for change, edit in self._edits():
-            if self._fits(changed := self._edited(edit)):
-                yield self._of_all(change), changed
+        edits = {change: edit for shape in self._shapes for change, edit in self._edits(shape)}
+        for change, edit in edits.items():
+            told, changed = self._edited(change, edit)
+            if self._fits(changed):
+                yield told, changed
         yield from self._asking_less()
         yield from self._uncordoned()
         yield from self._raised()
         yield from self._without_others()
         yield from self._more_nodes()
 
-    def _edits(self) -> Iterator[tuple[Change, _Edit]]:
-        shape = self._pod.shape
+    def _edits(self, shape: PodShape) -> Iterator[tuple[Change, _Edit]]:
         for key, value in shape.node_selector:
             change = Change("drop-node-selector", f"remove {key}={value} from the nodeSelector")
             yield change, partial(_without_selector, item=(key, value))
@@ -140,30 +163,32 @@ class _Asking:
         }
         for taint in sorted(taints, key=str):
             if not taint.key.startswith(_PASSING):
-                toleration = Toleration(taint.key, "Exists", "", taint.effect)
                 yield (
                     Change("tolerate-taint", f"tolerate the taint {taint}"),
-                    partial(_tolerating, toleration=toleration),
+                    partial(_tolerating, taint=taint),
                 )
 
     def _asking_less(self) -> Iterator[_Candidate]:
-        for resource, amount in sorted(self._pod.shape.requests, key=_gpus_first):
+        asked = dict.fromkeys(
+            item for shape in self._shapes for item in sorted(shape.requests, key=_gpus_first)
+        )
+        for resource, amount in asked:
             if resource == "pods":
                 continue
             step = _step(resource)
 
             def asking_for(
                 steps: int, item: tuple[str, int] = (resource, amount), step: int = step
-            ) -> Snapshot:
-                return self._edited(partial(_asking, item=item, amount=steps * step))
+            ) -> _Candidate:
+                less, more = comparable_amounts(item[0], steps * step, item[1])
+                change = Change("ask-fewer", f"ask for {less} {item[0]} instead of {more}")
+                return self._edited(change, partial(_asking, item=item, amount=steps * step))
 
-            if not self._fits(asking_for(1)):
+            if not self._fits(asking_for(1)[1]):
                 continue
-            steps = _largest((amount - 1) // step, lambda count, ask=asking_for: self._fits(ask(count)))  # type: ignore[misc]
+            steps = _largest((amount - 1) // step, lambda count, ask=asking_for: self._fits(ask(count)[1]))  # type: ignore[misc]
             if steps:
-                less, more = comparable_amounts(resource, steps * step, amount)
-                change = Change("ask-fewer", f"ask for {less} {resource} instead of {more}")
-                yield self._of_all(change), asking_for(steps)
+                yield asking_for(steps)
 
     def _uncordoned(self) -> Iterator[_Candidate]:
         cordoned = [account.node for account in self._accounts.values() if account.node.unschedulable]
@@ -174,9 +199,12 @@ class _Asking:
                 yield Change("uncordon-node", f"uncordon node {node.name}"), changed
 
     def _raised(self) -> Iterator[_Candidate]:
-        """The lowest priority from which on preemption makes room; every pod makes its own."""
+        """The lowest priority from which on preemption makes room, or the turn comes before those for whom
+        it is held; every pod makes its own.
+        """
         mine = min(pod.priority for pod in self._unit.pods)
-        there = (pod for account in self._accounts.values() for pod in account.pods.values() if pod.node)
+        there = (pod for account in self._accounts.values() for pod in account.pods.values())
+        there = (pod for pod in there if pod.key not in self._starting)
         keys = {pod.key for pod in self._unit.pods}
         steps = sorted({pod.priority for pod in there if pod.priority >= mine and not pod.terminating})
         for step in steps[:TRIES]:
@@ -188,28 +216,31 @@ class _Asking:
                 ended = sum(
                     isinstance(action, Evict) and action.beneficiary in keys for action in plan.actions
                 )
-                text = f"raise the priority above {step} ({_pods(ended)} of lower priority would end)"
-                yield self._of_all(Change("raise-priority", text)), changed
+                price = f"{_pods(ended)} of lower priority" if ended else "nobody"
+                text = f"raise the priority above {step} ({price} would end)"
+                yield self._told(Change("raise-priority", text), self._unit.pods), changed
                 break
 
     def _without_others(self) -> Iterator[_Candidate]:
+        """Without the pods of one owner that hold something, or for whom room is held."""
         blamed = {
             (hold.pod.namespace, hold.pod.workload)
             for hold in in_the_way(self._after, self._unit)
-            if hold.pod.node and not hold.pod.terminating and not self._is_ours(hold.pod)
+            if not hold.pod.terminating and hold.pod.key not in self._starting and not self._is_ours(hold.pod)
         }
+        there = {key: name for name, account in self._accounts.items() for key in account.pods}
         groups: dict[_Workload, list[Pod]] = {}
-        for name in self._accounts:
-            for other in self._snapshot.pods_by_node.get(name, {}).values():
-                owner = other.namespace, other.workload
-                if owner in blamed and not other.terminating:
-                    groups.setdefault(owner, []).append(other)
+        for other in self._everybody.pods():
+            owner = other.namespace, other.workload
+            if owner in blamed and not other.terminating and (other.node in self._accounts or not other.node):
+                groups.setdefault(owner, []).append(other)
         trial = Trial(self._after)
         searches = {trial.question(pod): trial.search(pod) for pod in self._unit.pods}.values()
         tries = 0
         for (namespace, workload), members in sorted(groups.items(), key=_least_dear):
             keys = {member.key for member in members}
-            accounts = [self._accounts[name].without(keys) for name in {member.node for member in members}]
+            nodes = {there[key] for key in keys if key in there}
+            accounts = [self._accounts[name].without(keys) for name in nodes]
             if tries < TRIES and any(s.allows(account) for s in searches for account in accounts):
                 tries += 1
                 if self._fits(changed := self._without_pods(keys)):
@@ -219,20 +250,24 @@ class _Asking:
                     )
 
     def _is_ours(self, other: Pod) -> bool:
-        """Whether a pod is of the gang or the workload that asks."""
+        """Whether a pod is of the gang that asks, or of a workload of its members."""
         if self._pod.gang is not None and other.gang_key == self._pod.gang_key:
             return True
-        return (other.namespace, other.workload) == (self._pod.namespace, self._pod.workload)
+        return any(
+            (other.namespace, other.workload) == (member.namespace, member.workload)
+            for member in self._unit.pods
+        )
 
     def _more_nodes(self) -> Iterator[_Candidate]:
-        """Empty copies of a node of each kind that the pod could use, as few as are enough."""
-        search = Trial(self._after).search(self._pod)
+        """Empty copies of a node of each kind that a pod of the unit could use, as few as are enough."""
+        trial = Trial(self._after)
+        searches = {trial.question(pod): trial.search(pod) for pod in self._unit.pods}.values()
         kinds: dict[str, Node] = {}
         for account in self._accounts.values():
             node = at_its_best(account.node)
             gpus = (f"{n} {r}" for r, n in sorted(node.allocatable.items()) if n and is_gpu_resource(r))
             offered = ", ".join(gpus) or "no GPU"
-            if offered not in kinds and search.allows(account_of(node, {})):
+            if offered not in kinds and any(search.allows(account_of(node, {})) for search in searches):
                 kinds[offered] = node
         most = len(self._unit.pods)
         for offered, node in sorted(kinds.items()):
@@ -245,15 +280,24 @@ class _Asking:
                 what = "1 node" if most - spared == 1 else f"{most - spared} nodes"
                 yield Change("add-nodes", f"add {what} like {node.name} ({offered})"), without(spared)
 
-    def _of_all(self, change: Change) -> Change:
-        """The change as one of every pod that waits, where that is more than the one that asks."""
+    def _told(self, change: Change, changed: Collection[Pod]) -> Change:
+        """The change with the members of the gang that it is about."""
         if len(self._unit.pods) == 1:
             return change
-        return Change(change.kind, f"every pod of gang {self._unit.gang}: {change.message}")
+        whom = "every pod"
+        if len(changed) < len(self._unit.pods):
+            names = sorted(pod.name for pod in changed)
+            more = len(names) - NAMED
+            whom = ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+        return Change(change.kind, f"{whom} of gang {self._unit.gang}: {change.message}")
 
-    def _edited(self, edit: _Edit) -> Snapshot:
-        pods = {p.key: msgspec.structs.replace(p, shape=edit(p.shape)) for p in self._unit.pods}
-        return self._with_pods(pods)
+    def _edited(self, change: Change, edit: _Edit) -> _Candidate:
+        pods = [
+            msgspec.structs.replace(pod, shape=shape)
+            for pod in self._unit.pods
+            if (shape := edit(pod.shape)) != pod.shape
+        ]
+        return self._told(change, pods), self._with_pods({pod.key: pod for pod in pods})
 
     def _with_pods(self, pods: Mapping[str, Pod]) -> Snapshot:
         return msgspec.structs.replace(self._snapshot, unbound={**self._snapshot.unbound, **pods})
@@ -266,7 +310,8 @@ class _Asking:
             name: pods if keys.isdisjoint(pods) else {k: pod for k, pod in pods.items() if k not in keys}
             for name, pods in self._snapshot.pods_by_node.items()
         }
-        return msgspec.structs.replace(self._snapshot, pods_by_node=by_node)
+        unbound = {key: pod for key, pod in self._snapshot.unbound.items() if key not in keys}
+        return msgspec.structs.replace(self._snapshot, pods_by_node=by_node, unbound=unbound)
 
     def _fits(self, changed: Snapshot) -> bool:
         """Whether the unit fits on the fleet as the decision leaves it, with what is changed."""
@@ -280,8 +325,10 @@ class _Asking:
         if account is None:
             return account_of(changed.nodes[name], {})
         here, left = self._snapshot.pods_by_node.get(name, {}), changed.pods_by_node.get(name, {})
-        if here is not left:
-            account = account.without(here.keys() - left.keys())
+        gone = here.keys() - left.keys() if here is not left else set()
+        gone |= account.pods.keys() & (self._snapshot.unbound.keys() - changed.unbound.keys())
+        if gone:
+            account = account.without(gone)
         node = changed.nodes[name]
         return account if account.node is node else msgspec.structs.replace(account, node=node)
 
@@ -325,7 +372,10 @@ def _without(shape: PodShape, field: str) -> PodShape:
     return msgspec.structs.replace(shape, **{field: getattr(PodShape(), field)})
 
 
-def _tolerating(shape: PodShape, toleration: Toleration) -> PodShape:
+def _tolerating(shape: PodShape, taint: Taint) -> PodShape:
+    if untolerated((taint,), shape.tolerations) is None:
+        return shape
+    toleration = Toleration(taint.key, "Exists", "", taint.effect)
     return msgspec.structs.replace(shape, tolerations=(*shape.tolerations, toleration))
 
 

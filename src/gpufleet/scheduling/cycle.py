@@ -27,10 +27,10 @@ from gpufleet.scheduling.gangs import Unit, gang_unit, units
 from gpufleet.scheduling.ledger import Ledger
 from gpufleet.scheduling.messages import pod_reason
 from gpufleet.scheduling.nominations import Nominations, Waiting
-from gpufleet.scheduling.placing import Placement
+from gpufleet.scheduling.placing import Placement, hold
 from gpufleet.scheduling.preemption import Choice
 from gpufleet.scheduling.trial import Trial
-from gpufleet.scheduling.volumes import claim_keys
+from gpufleet.scheduling.volumes import volume_waits
 
 _NOT_HELPED_BY_CAPACITY = frozenset({
     "SchedulingGated", "GangIncomplete", "GangInvalid", "DynamicResources", "ClaimNotFound", "ClaimUnbound",
@@ -71,7 +71,7 @@ def consider(
     and who is evicted is still there.
     """
     queue = units(snapshot, policy.responsible)
-    cycle = _Cycle(ledger or Ledger.build(snapshot), queue, paused)
+    cycle = _Cycle(ledger or Ledger.build(snapshot), queue, paused, policy.schedulers)
     for unit in queue:
         cycle.take(unit)
     return Plan(tuple(cycle.actions)), cycle.trial.ledger
@@ -80,7 +80,14 @@ def consider(
 class _Cycle:
     """One decision in progress."""
 
-    def __init__(self, ledger: Ledger, queue: Sequence[Unit], paused: Mapping[str, Reason]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        queue: Sequence[Unit],
+        paused: Mapping[str, Reason],
+        schedulers: frozenset[str],
+    ) -> None:
+        self.schedulers = schedulers
         self.trial = Trial(ledger)
         self.paused = paused
         self.nominations = Nominations(self.trial, Budgets(ledger.snapshot.budgets), queue)
@@ -113,7 +120,7 @@ class _Cycle:
         fine: list[Pod] = []
         reasons: list[Reason] = []
         for pod in unit.pods:
-            block = pod_problem(pod, self.trial.ledger)
+            block = pod_problem(pod, self.trial.ledger, self.schedulers)
             if block is None:
                 fine.append(pod)
             else:
@@ -132,7 +139,7 @@ class _Cycle:
         mark = self.trial.mark()
         placements = self.nominations.place(unit, pods)
         if len(placements) >= unit.needed:
-            self._bind(unit, placements)
+            self._bind(unit, placements, mark)
             placed = {placement.pod.key for placement in placements}
             for pod in pods:
                 if pod.key not in placed:
@@ -150,16 +157,17 @@ class _Cycle:
             reasons += self.nominations.held_elsewhere(unit, pods)
             self._give_up(pods, (*reasons, _no_preemption(pods)))
 
-    def _bind(self, unit: Unit, placements: Sequence[Placement]) -> None:
-        volumes = [action for placement in placements for action in placement.volumes]
-        if volumes or any(self._claims_unbound(placement.pod) for placement in placements):
-            self.actions += volumes
-            text = "a node was chosen; the volume of a claim is not bound yet"
-            self._report([p.pod for p in placements], (Reason("WaitingForVolume", text, unit.gang),))
+    def _bind(self, unit: Unit, placements: Sequence[Placement], mark: int) -> None:
+        waits = {p.pod.key: volume_waits(p.pod, p.node, self.trial.snapshot, p.volumes) for p in placements}
+        if any(waits.values()):
+            self._await_volumes(placements, waits, mark)
             return
         gang: tuple[Reason, ...] = ()
         if unit.gang and not unit.surplus:
-            text = f"{len(placements)} pods of gang {unit.gang} were placed together (minimum {unit.minimum})"
+            who = f"{len(placements)} pods of gang {unit.gang} were placed together"
+            if len(placements) == 1:
+                who = f"the pod that gang {unit.gang} still needs was placed"
+            text = f"{who} (minimum {unit.minimum})"
             gang = (Reason("GangPlaced", text, unit.gang),)
         self.actions += [Bind(p.pod, p.node, (*gang, p.reason)) for p in placements]
 
@@ -176,9 +184,17 @@ class _Cycle:
                 text = f"gang {unit.gang} waits for GPUs that are cut, and there is none for this pod"
                 self._give_up((pod,), (Reason("GangUnplaceable", text, unit.gang),))
 
-    def _claims_unbound(self, pod: Pod) -> bool:
-        claims = self.trial.snapshot.claims
-        return any(claims[key].phase != "Bound" for key in claim_keys(pod))
+    def _await_volumes(
+        self, placements: Sequence[Placement], waits: Mapping[str, tuple[Reason, ...]], mark: int
+    ) -> None:
+        """Hold the room of pods until all their volumes are bound; `mark` is from before their placement."""
+        self.trial.rollback(mark)
+        for placement in placements:
+            hold(placement.pod, placement.node, self.trial)
+            self.actions += placement.volumes
+        first = next(reasons for reasons in waits.values() if reasons)
+        for placement in placements:
+            self._report((placement.pod,), waits[placement.pod.key] or first)
 
     def _partly(self, unit: Unit, pods: Sequence[Pod], placements: Sequence[Placement]) -> tuple[Reason, ...]:
         """Why a gang is not placed, on the trial that still holds the part that was."""
@@ -186,11 +202,15 @@ class _Cycle:
         first = next((pod for pod in pods if pod.key not in placed), None)
         reasons = self.trial.search(first).reasons() if first else ()
         text = f"{len(placements)} of the {unit.needed} pods that gang {unit.gang} still needs fit at once"
+        whose = ""
+        if first is not None and len({pod.shape for pod in pods}) > 1:
+            whose = f"for {first.name}"
         if placements:
-            text += "; with them placed no node is left for the next one"
+            text += f"; with them placed no node is left {whose or 'for the next one'}"
+            whose = f"with them placed, {whose}" if whose else "with them placed"
+        if whose:
             reasons = tuple(
-                msgspec.structs.replace(reason, message=f"with them placed: {reason.message}")
-                for reason in reasons
+                msgspec.structs.replace(reason, message=f"{whose}: {reason.message}") for reason in reasons
             )
         evidence: dict[str, int | str] = {"need": unit.needed, "have": len(placements)}
         return (Reason("GangUnplaceable", text, unit.gang, evidence=evidence), *reasons)
@@ -211,9 +231,7 @@ class _Cycle:
             if unit.surplus:
                 self._give_up((pod,), (*self.trial.search(pod).reasons(), _no_preemption((pod,))))
             else:
-                text = (
-                    f"gang {unit.gang} waits for room for {len(waiting)} pods, and there is none for this one"
-                )
+                text = f"gang {unit.gang} waits for room for {_pods(waiting)}, and there is none for this one"
                 self._give_up((pod,), (Reason("GangUnplaceable", text, unit.gang), _no_preemption((pod,))))
 
     def _give_up(self, pods: Sequence[Pod], reasons: Sequence[Reason]) -> None:
@@ -251,3 +269,7 @@ def _eviction(victim: Pod, beneficiary: Pod, node: str) -> Evict:
     )
     evidence: dict[str, int | str] = {"priority": victim.priority, "beneficiary": beneficiary.priority}
     return Evict(victim, node, beneficiary.key, (Reason("Preempted", text, victim.key, evidence=evidence),))
+
+
+def _pods(things: Sequence[object]) -> str:
+    return "1 pod" if len(things) == 1 else f"{len(things)} pods"

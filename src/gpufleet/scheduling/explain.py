@@ -29,7 +29,7 @@ from gpufleet.scheduling.ledger import Ledger, account_of
 from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
 
-_UNDER_WAY = frozenset({"WaitingForVictims", "WaitingForVolume", "WaitingForCut"})
+_UNDER_WAY = frozenset({"WaitingForVictims", "WaitingForCut"})
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -71,6 +71,9 @@ def explain(snapshot: Snapshot, key: str, policy: Policy, finished: Pod | None =
         )
     if pod.node:
         reasons = [Reason("Bound", f"bound to {pod.node}, phase {pod.phase}", pod.node)]
+        if pod.terminating:
+            text = f"it is being deleted; what it holds on {pod.node} is free once it has ended"
+            reasons.insert(0, Reason("Terminating", text, pod.key))
         if pod.node not in snapshot.nodes:
             reasons.append(Reason("NodeNotFound", f"there is no node {pod.node}", pod.node))
         return _explanation(pod, "running", tuple(reasons))
@@ -113,6 +116,9 @@ def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanatio
     reasons = next(action.reasons for action in actions if isinstance(action, Unschedulable))
     if any(reason.code in _UNDER_WAY for reason in reasons):
         return _explanation(pod, "soon", reasons)
+    if any(reason.code == "WaitingForVolume" for reason in reasons):
+        changes = _tried(snapshot, pod, policy, remedies.with_volumes(snapshot, pod, reasons))
+        return _explanation(pod, "soon", reasons, changes=changes)
     bound = {action.pod.key for action in plan.actions if isinstance(action, Bind)}
     queue = units(snapshot, policy.responsible)
     unit = next(unit for unit in queue if any(member.key == pod.key for member in unit.pods))
@@ -124,7 +130,7 @@ def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanatio
         changes = _tried(snapshot, pod, policy, remedies.remedies(snapshot, pod, unit))
         return _explanation(pod, verdict, reasons, changes=changes)
     held, held_for = holders(in_the_way(after, unit), unit, bound)
-    changes = helpful_changes(snapshot, policy, after, unit, pod)
+    changes = helpful_changes(snapshot, policy, after, unit, pod, bound)
     return _explanation(pod, verdict, reasons, held, held_for, changes)
 
 

@@ -11,9 +11,11 @@ comes before who uses it.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import msgspec
 
-from gpufleet.fleet.pods import Pod, is_gpu_resource
+from gpufleet.fleet.pods import KUBE_SCHEDULER_NAME, SCHEDULER_NAME, Pod, is_gpu_resource
 from gpufleet.fleet.selectors import Taint, Toleration, untolerated
 from gpufleet.scheduling import affinity, attachments, nodeaffinity, spread, volumes
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
@@ -24,10 +26,15 @@ _NOT_READY = Taint("node.kubernetes.io/not-ready", "NoSchedule")
 _UNREACHABLE = Taint("node.kubernetes.io/unreachable", "NoSchedule")
 
 
-def pod_problem(pod: Pod, ledger: Ledger) -> Block | None:
-    """Why the pod, which has no gates, cannot be placed whatever the node, or None."""
+def pod_problem(
+    pod: Pod, ledger: Ledger, schedulers: Container[str] = frozenset({SCHEDULER_NAME})
+) -> Block | None:
+    """Why the pod, which has no gates, cannot be placed whatever the node, or None.
+
+    `schedulers` are the names that gpufleet answers for.
+    """
     if pod.shape.resource_claims:
-        return Block("DynamicResources", "the pod uses ResourceClaims")
+        return Block("DynamicResources", _who_allocates(pod, schedulers))
     problem = volumes.volume_problem(pod, ledger.snapshot)
     if problem is None and not ledger.accounts:
         return Block("NoNodes", "the cluster has no nodes")
@@ -139,6 +146,18 @@ FILTERS: tuple[Filter, ...] = (
     Filter("pod affinity",      affinity.prepare_required,           local=False),
     Filter("topology spread",   spread.prepare_hard,                 local=False),
 )  # fmt: skip
+
+
+def _who_allocates(pod: Pod, schedulers: Container[str]) -> str:
+    if KUBE_SCHEDULER_NAME in schedulers:
+        return (
+            "only kube-scheduler allocates ResourceClaims (DRA), and it does not run here: "
+            f"nobody but gpufleet answers for {KUBE_SCHEDULER_NAME}"
+        )
+    return (
+        "only kube-scheduler allocates ResourceClaims (DRA): it takes the pod with schedulerName "
+        f"{KUBE_SCHEDULER_NAME}, not {pod.scheduler}"
+    )
 
 
 def _tolerates(tolerations: tuple[Toleration, ...], taint: Taint) -> bool:

@@ -23,6 +23,9 @@ from gpufleet.scheduling.trial import Trial
 Waiting = list[tuple[Pod, Choice]]
 """Pods for which room is held, with the node and who must end there; nobody if that is under way already."""
 
+_NAMED = 3
+"""How many pods are named for which room is held."""
+
 
 class Nominations:
     """Who waits for room in one decision."""
@@ -110,14 +113,17 @@ class Nominations:
     def held_elsewhere(self, unit: Unit, pods: Sequence[Pod]) -> tuple[Reason, ...]:
         """That free room is held for others, where the unit could use it."""
         node = next((node for pod in pods if (node := self._trial.held_from(pod))), None)
-        if node is None and self._later:
-            search = self._trial.search(pods[0])
-            waiting = (pod.nominated_node for pod in self._respected(unit))
-            node = next((node for node in waiting if search.blocked(node) is None), None)
+        if node is not None:
+            return (_held(node, self._trial.held_on(node)),)
+        respected = self._respected(unit)
+        if not respected:
+            return ()
+        search = self._trial.search(pods[0])
+        nodes = (pod.nominated_node for pod in respected)
+        node = next((node for node in nodes if search.blocked(node) is None), None)
         if node is None:
             return ()
-        text = f"room, as on {node}, is held for pods that come first, or for which it was made"
-        return (Reason("HeldForNominated", text, node),)
+        return (_held(node, [pod.key for pod in respected if pod.nominated_node == node]),)
 
     def _where_nominated(self, pods: Sequence[Pod]) -> list[Placement]:
         placements = []
@@ -220,3 +226,14 @@ class Nominations:
             nodes.setdefault(victim.node, []).append(victim.key)
         for node, keys in nodes.items():
             self._trial.end(node, keys)
+
+
+def _held(node: str, keys: Iterable[str]) -> Reason:
+    """That room on a node is held, and for whom."""
+    names = sorted(keys)
+    more = len(names) - _NAMED
+    whom = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    which = "which comes first" if len(names) == 1 else "which come first"
+    return Reason(
+        "HeldForNominated", f"room, as on {node}, is held for {whom}, {which} or for which it was made", node
+    )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from gpufleet.fleet.pods import GANG_LABEL, GANG_SIZE_LABEL, SCHEDULER_NAME, Pod
+from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.changes import Change
 from gpufleet.scheduling.gangs import Unit
@@ -55,6 +56,19 @@ def remedies(snapshot: Snapshot, pod: Pod, unit: Unit) -> Iterator[Remedy]:
         else:
             yield _completed(snapshot, unit)
     yield _resized(snapshot, unit)
+
+
+def with_volumes(snapshot: Snapshot, pod: Pod, reasons: Iterable[Reason]) -> Iterator[Remedy]:
+    """As if the claims that wait for their volumes had them: the pod's own and those of its gang."""
+    keys = dict.fromkeys(reason.subject for reason in reasons if reason.code == "WaitingForVolume")
+    provided = [
+        msgspec.structs.replace(mate, shape=msgspec.structs.replace(mate.shape, claims=()))
+        for mate in _with_mates(snapshot, pod)
+    ]
+    text = (
+        f"provide a volume for {', '.join(keys)}: run the provisioner, or create the claim with another class"
+    )
+    yield Change("provide-volume", text), _replaced(snapshot, provided)
 
 
 def _claims(snapshot: Snapshot, unit: Unit) -> Iterator[Remedy]:

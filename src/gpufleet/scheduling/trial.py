@@ -154,6 +154,10 @@ class Trial:
             self._held_from[question] = self._hold_changes, node
         return node
 
+    def held_on(self, node: str) -> frozenset[str]:
+        """The pods (`namespace/name`) for which room is held on a node."""
+        return frozenset(self._held.get(node, ()))
+
     def _fits_without_held(self, pod: Pod, node: str) -> bool:
         held = self._held.get(node, ())
         return bool(held) and self.search(pod).allows(self.ledger.accounts[node].without(held))

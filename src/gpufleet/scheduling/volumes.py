@@ -14,11 +14,12 @@ Source: k8s.io/kubernetes 1.37 pkg/scheduler/framework/plugins/{volumebinding,vo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import BindVolume, SelectNode
 from gpufleet.fleet.pods import Pod
+from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.fleet.volumes import Claim, Volume
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
@@ -66,6 +67,17 @@ def volume_actions(pod: Pod, node: str, ledger: Ledger) -> tuple[SelectNode | Bi
         elif not claim.selected_node:
             actions.append(SelectNode(claim.key, node, pod))
     return tuple(actions)
+
+
+def volume_waits(
+    pod: Pod, node: str, snapshot: Snapshot, actions: Iterable[SelectNode | BindVolume]
+) -> tuple[Reason, ...]:
+    """For which volumes the pod waits once its node is chosen; `actions` are those of its placement."""
+    reserved = {action.claim: action.volume for action in actions if isinstance(action, BindVolume)}
+    return tuple(
+        Reason("WaitingForVolume", _waits_for(claim, node, snapshot, reserved), claim.key)
+        for claim in _unbound(pod, snapshot)
+    )
 
 
 def prepare_use(pod: Pod, ledger: Ledger) -> Prepared | None:
@@ -182,6 +194,20 @@ class _VolumeNodes:
             for claim in claim_keys(other):
                 if claim in self._users:
                     self._users[claim].add(node)
+
+
+def _waits_for(claim: Claim, node: str, snapshot: Snapshot, reserved: Mapping[str, str]) -> str:
+    volume = reserved.get(claim.key) or next(
+        (volume.name for volume in snapshot.volumes.values() if volume.claim == claim.key), ""
+    )
+    if volume:
+        return f"claim {claim.key} waits to be bound to volume {volume}, for {node}"
+    storage_class = snapshot.storage_classes.get(claim.storage_class or "")
+    provisioner = storage_class.provisioner if storage_class is not None else "none"
+    return (
+        f"claim {claim.key} waits for its volume on {node}: provisioner {provisioner} of storage class "
+        f"{claim.storage_class} has not made it yet"
+    )
 
 
 def _missing(key: str) -> Block:

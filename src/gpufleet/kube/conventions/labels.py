@@ -17,6 +17,8 @@ PURPOSE_LABEL = "gpufleet.dev/purpose"
 MAX_DIGITS = 6
 """No cluster has a million pods; an annotation may hold 256 KiB, and `int` refuses numbers of that length."""
 
+_SIZES = f"a whole number from 1 to {10**MAX_DIGITS - 1}"
+
 SHOWN = 40
 """How much of a size that is none is repeated in the message."""
 
@@ -34,7 +36,7 @@ def gang_of(metadata: ObjectMeta) -> GangRef | None:
     if size is None:
         return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} is missing beside {GANG_LABEL}={name}")
     if not size.isdecimal() or len(size) > MAX_DIGITS or int(size) < 1:
-        return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} must be a positive number, not {_shown(size)}")
+        return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} must be {_SIZES}, not {_shown(size)}")
     return GangRef(name, int(size), RULE)
 
 

@@ -34,7 +34,7 @@ GPU = "nvidia.com/gpu"
 INSTANCE = "nvidia.com/mig-1g.10gb"
 
 STATUS_NAMES = {
-    "": {"fleet", "ready", "kubeconfig", "nodes", "gpus", "pods", "components"},
+    "": {"fleet", "ready", "kubeconfig", "metrics", "nodes", "gpus", "pods", "components"},
     "gpus": {"total", "allocated", "free", "unhealthy"},
     "pods": {"running", "pending"},
     "components": {"name", "pid", "state", "restarts", "last_exit"},

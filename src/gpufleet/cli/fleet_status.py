@@ -22,6 +22,7 @@ from gpufleet.local.components import API_SERVER
 from gpufleet.local.fleetfile import load_fleet
 from gpufleet.local.layout import Layout
 from gpufleet.local.observed import ComponentState, FleetState, node_ready, observe
+from gpufleet.local.settings import read_settings
 
 API_BUDGET_S = 5.0
 _NAMED = 5
@@ -64,6 +65,7 @@ class Status(msgspec.Struct, frozen=True):
     fleet: str
     ready: bool
     kubeconfig: str
+    metrics: str
     nodes: int | None
     gpus: GPUCounts
     pods: Pods
@@ -105,6 +107,7 @@ def status_of(layout: Layout, state: FleetState, cluster: Cluster | None) -> Sta
             and not cluster.missing
         ),
         kubeconfig=str(layout.kubeconfig),
+        metrics=_metrics(layout),
         nodes=cluster.nodes if cluster else None,
         gpus=cluster.gpus if cluster else unknown,
         pods=cluster.pods if cluster else Pods(None, None),
@@ -112,6 +115,13 @@ def status_of(layout: Layout, state: FleetState, cluster: Cluster | None) -> Sta
             Component(one.name, one.pid, one.state, one.restarts, one.last_exit) for one in state.components
         ),
     )
+
+
+def _metrics(layout: Layout) -> str:
+    """Where the metrics of all GPUs are listed for Prometheus; empty before the first start."""
+    settings = read_settings(layout)
+    port = settings.ports.get("exporter") if settings else None
+    return f"http://127.0.0.1:{port}/sd" if port else ""
 
 
 def read_cluster(layout: Layout, state: FleetState) -> tuple[Cluster | None, str]:
@@ -202,6 +212,8 @@ def _for_people(
         )
         lines.append(f"  pods        {pods.running} running, {pods.pending} pending")
     lines.append(f"  kubeconfig  {status.kubeconfig}")
+    if status.metrics:
+        lines.append(f"  metrics     {status.metrics}")
     if state.running and not state.supervised:
         lines.append(
             styled(

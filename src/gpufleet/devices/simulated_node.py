@@ -100,6 +100,11 @@ class SimulatedGPUs:
             self.measure()
 
     @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The readings that were measured last."""
+        return self._samples
+
+    @property
     def inventory(self) -> Inventory:
         """What the GPUs are, as last seen."""
         return self._observed.inventory

@@ -260,6 +260,7 @@ def _simulated_nodes(layout: Layout, settings: Settings) -> Component:
         f"--kubelet-key={serving.key}",
         f"--client-ca={pki.pair(layout.pki, 'ca').cert}",
         f"--metrics-port={port}",
+        f"--exporter-port={settings.ports['exporter']}",
         f"--state={layout.root}",
     ]
     return Component(

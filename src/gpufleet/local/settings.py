@@ -20,12 +20,13 @@ PORT_NAMES = (
     "api-server",
     "controller-manager",
     "kubelet",
+    "exporter",
     "simulated-nodes-metrics",
     "controller-metrics",
     "devices-metrics",
     "supervisor-metrics",
 )
-"""Every port of a fleet, all on loopback. `kubelet` is the one endpoint of all simulated nodes."""
+"""Every port of a fleet, all on loopback. `kubelet` and `exporter` are those of all simulated nodes."""
 
 
 class Options(msgspec.Struct, frozen=True):

@@ -52,6 +52,7 @@ _PORT_OWNERS = {
     "api-server": API_SERVER,
     "controller-manager": CONTROLLER_MANAGER,
     "kubelet": SIMULATED_NODES,
+    "exporter": SIMULATED_NODES,
     "simulated-nodes-metrics": SIMULATED_NODES,
     "controller-metrics": CONTROLLER,
     "devices-metrics": DEVICES,

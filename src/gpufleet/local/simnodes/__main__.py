@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from gpufleet.devices.exporter import targets
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import Client
 from gpufleet.kube.config import load_config
@@ -33,6 +34,8 @@ from gpufleet.local.simnodes.simulation import Simulation
 log = logging.getLogger("gpufleet.local.simnodes")
 
 _CONNECTIONS = 96
+TARGETS_FILE = "prometheus-targets.json"
+"""In the folder of the fleet: the exporter's pages of all nodes."""
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -46,6 +49,7 @@ class Options(msgspec.Struct, frozen=True):
     client_ca: Path
     kubelet_port: int = 0
     metrics_port: int = 0
+    exporter_port: int = 0
     ready_file: Path | None = None
     name: str = ""
 
@@ -64,6 +68,7 @@ def parse(arguments: Sequence[str]) -> Options:
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--kubelet-port", type=int, default=0)
     parser.add_argument("--metrics-port", type=int, default=0)
+    parser.add_argument("--exporter-port", type=int, default=0)
     parser.add_argument("--ready-file", type=Path)
     parser.add_argument("--name", default="")
     return Options(**vars(parser.parse_args(arguments)))
@@ -90,7 +95,11 @@ async def _play(
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, simulation.registration.register_missing)
     simulation.registration.port = await endpoint.start(options.kubelet_port, context)
     try:
-        async with serving(options.metrics_port, ready=simulation.ready.is_set) as metrics_port:
+        async with (
+            serving(options.metrics_port, ready=simulation.ready.is_set) as metrics_port,
+            simulation.exporter.serving(options.exporter_port, "127.0.0.1") as exporter_port,
+        ):
+            await asyncio.to_thread(_list_targets, simulation, options.state, exporter_port)
             playing = asyncio.create_task(simulation.run())
             announcing = asyncio.create_task(_announce(simulation, options, metrics_port))
             leaving = [asyncio.create_task(event.wait()) for event in (stop, handover)]
@@ -105,6 +114,12 @@ async def _play(
     finally:
         await simulation.processes.close(leave_running=not stop.is_set())
         await endpoint.stop()
+
+
+def _list_targets(simulation: Simulation, state: Path, port: int) -> None:
+    """Write what Prometheus may scrape, for its `file_sd_configs`."""
+    found = targets((node.name for node in simulation.nodes.values() if node.page), f"127.0.0.1:{port}")
+    write_atomic(state / TARGETS_FILE, msgspec.json.format(msgspec.json.encode(found), indent=1))
 
 
 async def _announce(simulation: Simulation, options: Options, metrics_port: int) -> None:

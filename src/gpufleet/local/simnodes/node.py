@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from gpufleet.devices.clocks import Clock, RunningClock
+from gpufleet.devices.exporter import ExportedNode
+from gpufleet.devices.sampling import Sampled
 from gpufleet.devices.simulated_node import SimulatedGPUs, fault_problem
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
@@ -57,6 +59,8 @@ class SimulatedNode:
         self.machine = machine
         self.gpus = SimulatedGPUs(machine.product, machine.inventory, machine.config, clock or RunningClock())
         self.holdings = Holdings()
+        self.page: ExportedNode | None = None
+        """The node's page of metrics, where it has GPUs."""
         self.published = self.gpus.labels()
         """The labels about GPUs that the Node object has."""
         self.present = False
@@ -121,6 +125,20 @@ class SimulatedNode:
     def status(self) -> GPUNodeStatus:
         """What the devices are and who holds them."""
         return self.gpus.status(self.holdings.allocations())
+
+    def measure(self) -> bool:
+        """Read the sensors; whether a reading moved by more than people care about."""
+        moved = self.gpus.measure()
+        if self.page is not None:
+            self.page.driver.answered(0.0)
+            self.page.sampled(Sampled(self.gpus.samples))
+        return moved
+
+    def export(self) -> None:
+        """Bring the page of metrics up to what the GPUs are and who holds them."""
+        if self.page is not None:
+            self.page.observed(self.gpus.inventory)
+            self.page.held(self.holdings.allocations())
 
     def restore(self, recorded: tuple[GPUAllocation, ...]) -> None:
         """Take over the allocations on record."""

@@ -157,7 +157,7 @@ class RecordWriter:
 
     def refresh(self, node: SimulatedNode) -> None:
         """Read the node's sensors, and write its record if readings have moved."""
-        if node.gpus.measure() or node.name not in self._last:
+        if node.measure() or node.name not in self._last:
             self._queue.add(node.name)
 
     async def _write(self, name: str) -> None:
@@ -165,6 +165,7 @@ class RecordWriter:
         if not node.present:
             return
         pending, status = frozenset(node.recording), self._status(node)
+        node.export()
         await write_gpu_node_status(self._client, name, node.uid, status)
         metrics.RECORDS.inc()
         before = self._last.get(name)

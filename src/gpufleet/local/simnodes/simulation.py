@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpufleet.devices.exporter import Exporter
 from gpufleet.kube.client import Client, Unreachable
 from gpufleet.kube.events import EventRecorder
 from gpufleet.kube.gpunode import GPUNode
@@ -41,6 +42,10 @@ class Simulation:
     def __init__(self, client: Client, fleet: Fleet, name: str, state: Path) -> None:
         self.name = name
         self.nodes = {machine.name: SimulatedNode(machine) for machine in machines(fleet, name)}
+        self.exporter = Exporter()
+        for node in self.nodes.values():
+            if node.machine.product is not None:
+                node.page = self.exporter.add(node.name)
         self.recorder = EventRecorder(client, "gpufleet.dev/simulated-kubelet", name)
         self.kubelets = Kubelets(self.nodes, fleet.simulation, self.recorder)
         self.processes = ProcessRuntime(client, state, self.kubelets.tell, self.kubelets.allocatable)

@@ -112,6 +112,12 @@ def recut_for(
     return min(found, key=lambda one: (one.cost, one.gpu.index), default=None)
 
 
+def idle_gpus(gpus: Sequence[MigGPU], used: Mapping[str, int]) -> tuple[MigGPU, ...]:
+    """Cut GPUs of which nobody has or was promised anything; `used` as in `recut_for`."""
+    doubtful = _doubtful(gpus, used)
+    return tuple(gpu for gpu in gpus if gpu.enabled and not gpu.blocked and _made_whole(gpu, doubtful))
+
+
 def _doubtful(gpus: Iterable[MigGPU], used: Mapping[str, int]) -> frozenset[str]:
     """Resources of which a pod has or was promised a device that is not on record yet."""
     recorded: Counter[str] = Counter()

@@ -68,6 +68,14 @@ class Cut(msgspec.Struct, frozen=True):
     reasons: tuple[Reason, ...] = ()
 
 
+class Merge(msgspec.Struct, frozen=True):
+    """Make a GPU (uuid) of a node whole again: its instances go and MIG mode is switched off."""
+
+    node: str
+    gpu: str
+    reasons: tuple[Reason, ...] = ()
+
+
 class Unschedulable(msgspec.Struct, frozen=True):
     """Report why a pod is not bound. `helped_by_capacity` says whether new nodes could help."""
 

@@ -88,6 +88,7 @@ CODES: dict[str, str] = {
     "OtherScheduler": "Another scheduler is responsible for the pod.",
     # why a GPU is or is not cut by MIG as wanted
     "WaitingForCut": "A GPU is being cut for the pod; it is bound once the instance exists.",
+    "MigMerged": "A GPU that was cut and that nobody has used for a while is made whole again.",
     "MigCut": "A GPU is cut, or made whole, for a pod that fits on no GPU as it is.",
     "MigRoomFree": "The wanted MIG instances fit beside those that the GPU has.",
     "MigIdleDestroyed": "Idle MIG instances are destroyed, the fewest that make the wanted layout possible.",

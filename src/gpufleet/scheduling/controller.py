@@ -24,6 +24,7 @@ from gpufleet.kube.leases import NotLeader
 from gpufleet.kube.snapshot import SnapshotBuilder
 from gpufleet.scheduling import metrics
 from gpufleet.scheduling.cycle import Policy, decide
+from gpufleet.scheduling.idle import idle_since, merges
 from gpufleet.scheduling.ledger import Ledger
 from gpufleet.scheduling.pauses import Pauses
 from gpufleet.scheduling.reports import Report, Reports
@@ -56,6 +57,7 @@ class SchedulingController:
         )
         self._decisions = 0
         self._cuts_due = 0.0
+        self._idle: dict[str, float] = {}
         self.synced = False
 
     def decide_soon(self) -> None:
@@ -165,8 +167,16 @@ class SchedulingController:
         """Decide and close what stayed open at least every few seconds."""
         while True:
             self._close_stories()
+            await self._merge_idle()
             await asyncio.sleep(REFRESH_SECONDS)
             self._changed.set()
+
+    async def _merge_idle(self) -> None:
+        """Make GPUs whole that were cut for pods which have long gone."""
+        snapshot, now = self._builder.snapshot(), time.monotonic()
+        self._idle = idle_since(snapshot, self._idle, now)
+        for merge in merges(snapshot, self._idle, now):
+            await self._writers.merge(merge)
 
     def _close_stories(self) -> None:
         """Report the binding of pods that the server still shows as pending: who bound them ended, or its

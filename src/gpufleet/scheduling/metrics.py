@@ -19,6 +19,9 @@ EVICTIONS = Counter(
     "gpufleet_scheduling_evictions", "Pods evicted so that others of higher priority can run."
 )
 CUTS = Counter("gpufleet_scheduling_cuts", "GPUs that were asked to be cut by MIG for a pod, or made whole.")
+MERGES = Counter(
+    "gpufleet_scheduling_merges", "Cut GPUs that were asked to be whole again, as nobody used them."
+)
 WRITE_ERRORS = Counter(
     "gpufleet_scheduling_write_errors", "Writes of a decision that the API server refused."
 )

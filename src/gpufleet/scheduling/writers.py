@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.plans import Bind, BindVolume, Cut, Evict, Nominate, SelectNode
+from gpufleet.fleet.plans import Bind, BindVolume, Cut, Evict, Merge, Nominate, SelectNode
 from gpufleet.fleet.pods import Pod
 from gpufleet.kube import kinds, writes
 from gpufleet.kube.client import Client
@@ -70,6 +70,21 @@ class Writers:
                 action.node, wish_for(action.gpu, action.layout)
             )
         self._queue.put_nowait((decision, action))
+
+    async def merge(self, merge: Merge) -> None:
+        """Ask for a GPU to be made whole again; what is refused is asked again later."""
+        wishes = self._builder.assume_wish(merge.node, wish_for(merge.gpu, None))
+        told = {"node": merge.node, "gpu": merge.gpu, "reasons": merge.reasons[0].message}
+        try:
+            await write_wishes(self._client, merge.node, wishes)
+        except NotLeader:
+            raise
+        except GpufleetError as error:
+            self._builder.forget_wishes(merge.node)
+            log.warning("write refused", extra={**told, "error": error.message})
+        else:
+            metrics.MERGES.inc()
+            log.info("made whole", extra=told)
 
     async def run(self) -> None:
         """Write until cancelled."""

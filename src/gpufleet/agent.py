@@ -26,23 +26,21 @@ from gpufleet.devices import mig_labels
 from gpufleet.devices.account import Account
 from gpufleet.devices.allocation import Grant
 from gpufleet.devices.backend import Backend
-from gpufleet.devices.cluster_reading import read_cluster
 from gpufleet.devices.device_plugin import DevicePlugin
 from gpufleet.devices.exporter import Exporter
 from gpufleet.devices.exporter_text import Options as ExporterOptions
 from gpufleet.devices.feature_labels import feature_labels
-from gpufleet.devices.host_facts import driver_nodes, host_facts
+from gpufleet.devices.host_facts import driver_nodes
+from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.label_writer import LabelWriter, Output
 from gpufleet.devices.ledger import BoundPod
-from gpufleet.devices.mig_manager import Outcome, carry_out
-from gpufleet.devices.mig_work import Work, labelled_work, wished_work
+from gpufleet.devices.mig_worker import MigWorker
 from gpufleet.devices.mps import plan_daemons
 from gpufleet.devices.mps_control import PROGRAM as MPS_PROGRAM
 from gpufleet.devices.mps_daemons import MpsDaemons
-from gpufleet.devices.node_report import node_status
+from gpufleet.devices.node_report import conditions, node_status
 from gpufleet.devices.observer import Observed, Observer
-from gpufleet.devices.ownership import Ownership, ownership
-from gpufleet.devices.ownership_facts import ClusterObjects, Component, node_facts
+from gpufleet.devices.owners import Owners
 from gpufleet.devices.picks import Picks, picks_of
 from gpufleet.devices.plugin_config import CONFIG_LABEL, PluginConfig
 from gpufleet.devices.plugin_config_source import ConfigSource, with_sharing
@@ -53,6 +51,7 @@ from gpufleet.devices.sampling import INTERVAL_S, Sampled, Sampler
 from gpufleet.devices.status_writer import StatusWriter
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import Client
+from gpufleet.kube.cuts import MIG_CONDITION
 from gpufleet.kube.gpunode import GPUNode, GPUNodeDesired, GPUNodeStatus, StartPhase
 from gpufleet.kube.informers import Change, Informer
 from gpufleet.kube.kinds import GPU_NODES, NODES, PODS
@@ -65,7 +64,7 @@ log = logging.getLogger("gpufleet.agent")
 
 T = TypeVar("T")
 
-NODE_S, CONFIG_S, OWNERS_S, MIG_S = 0.5, 5.0, 60.0, 1.0
+NODE_S, CONFIG_S, OWNERS_S = 0.5, 5.0, 60.0
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -99,28 +98,28 @@ class Agent:
         self._samples: Sampled = Sampled(())
         self._desired, self._generation = GPUNodeDesired(), 0
         self._config, self._config_problem = PluginConfig(), ""
-        self._leaving: frozenset[str] = frozenset()
-        self._attempt = mig_labels.Attempt()
-        self._mig_problem = ""
-        self._mig_due = asyncio.Event()
-        self._zero_since: dict[str, float] = {}
         self._started = time.time()
         self._phases: dict[str, float] = {"Registered": self._started}
-        self.owners: Ownership | None = None
         self.exporter_port = 0
         self.plugin = DevicePlugin(
             options.plugin_folder or options.kubelet_root / "device-plugins", extras=self._extras
         )
         self.plugin.allocated = self._allocated
+        self.owners = Owners(
+            client, options.node, options.host_root, lambda: self.plugin.registered, self._mig_capable
+        )
         self.account = Account(
             PodResources(options.pod_resources or options.kubelet_root / "pod-resources" / "kubelet.sock"),
             lambda: frozenset(one.name for one in self.plugin.node.offer.resources),
-            self._held_changed,
+            self._derive,
         )
         self._exporter = Exporter(options.exporter)
         self._page = self._exporter.add(options.node)
         self._observer = Observer(backend, self._hand_over(self._see), events=self._page.noticed)
         self.account.tell(self._page.held, self._page.kubelet.failed)
+        self._mig = MigWorker(
+            backend, self.account, self._inventory_now, self._observer.refreshed, self._derive
+        )
         self._sampler = Sampler(
             backend,
             self._hand_over(self._measured),
@@ -159,7 +158,7 @@ class Agent:
                     await informer.synced()
                 await self._node_exists()
                 self._take_over()
-                await self._find_owners(await read_cluster(self._client, self._options.node))
+                await self.owners.look()
                 self._start(tasks)
         finally:
             await asyncio.to_thread(self._observer.stop)
@@ -174,21 +173,17 @@ class Agent:
             said = True
             await asyncio.sleep(NODE_S)
 
-    def does(self, part: Component) -> bool:
-        """Whether a part is ours to run."""
-        return self.owners is not None and self.owners.part(part).does == "run"
-
     def ready(self) -> bool:
         """Whether the GPUs are known and, where that is our part, offered."""
-        followed = not self.does("device-plugin") or all(self.plugin.registered.values())
-        return self._observed is not None and self.owners is not None and followed
+        followed = not self.owners.does("device-plugin") or all(self.plugin.registered.values())
+        return self._observed is not None and self.owners.found is not None and followed
 
     def labels(self) -> dict[str, str]:
         """The labels that describe the GPUs as they are now."""
         inventory = self.plugin.node.inventory
         timestamp = None if self._config.no_timestamp else int(self._started)
         found = feature_labels(inventory, self._config, timestamp)
-        state = self._attempt.state
+        state = self._mig.state
         return found | ({mig_labels.STATE_LABEL: state} if state else {})
 
     def status(self) -> GPUNodeStatus:
@@ -221,17 +216,17 @@ class Agent:
             self._status.run,
             lambda: self.account.run(lambda: self.plugin.picks, self._confirm),
             self._follow_config,
-            self._follow_owners,
+            self.owners.follow,
         ]
-        if self.does("device-plugin"):
+        if self.owners.does("device-plugin"):
             works.append(self.plugin.run)
-        if self.does("labels"):
+        if self.owners.does("labels"):
             works.append(self._labels.run)
-        if self.does("mps"):
+        if self.owners.does("mps"):
             works.append(self._mps.run)
-        if self.does("mig-manager"):
-            works.append(self._cut)
-        if self.does("exporter"):
+        if self.owners.does("mig-manager"):
+            works.append(self._mig.run)
+        if self.owners.does("exporter"):
             works.append(self._export)
         for work in works:
             tasks.create_task(work())
@@ -250,44 +245,6 @@ class Agent:
         async with self._exporter.serving(options.exporter_port, options.exporter_address) as port:
             self.exporter_port = port
             await asyncio.Event().wait()
-
-    async def _follow_owners(self) -> None:
-        """Look again who owns what: a part of ours that somebody came for ends this process, whose next start
-        leaves it to them.
-        """
-        while True:
-            await asyncio.sleep(OWNERS_S)
-            before = self.owners
-            await self._find_owners(await read_cluster(self._client, self._options.node))
-            if before is not None and self.owners is not None and _does(before) != _does(self.owners):
-                raise GpufleetError(
-                    reason="OwnersChanged",
-                    message="the owner of a part of this node has changed",
-                    hint="the agent starts again with the parts that are ours now",
-                )
-
-    async def _find_owners(self, cluster: ClusterObjects) -> None:
-        host = await asyncio.to_thread(host_facts, self._options.host_root)
-        inventory = self._observed.inventory if self._observed else None
-        facts = node_facts(
-            cluster,
-            host,
-            ours=self.plugin.registered,
-            zero_for_s=self._zero_for(cluster),
-            mig_capable=None if inventory is None else any(g.mig != "unsupported" for g in inventory.gpus),
-        )
-        self.owners = ownership(facts)
-        for part in self.owners.parts:
-            metrics.PARTS.labels(part.component, part.owner, part.does).set(1)
-            fields = {"part": part.component, "owner": part.owner, "does": part.does}
-            log.info("%s", "; ".join(reason.message for reason in part.reasons), extra=fields)
-
-    def _zero_for(self, cluster: ClusterObjects) -> dict[str, float]:
-        """For how many seconds each resource of the node has been at zero, as far as this agent saw it."""
-        now, capacity = time.monotonic(), cluster.node.status.capacity if cluster.node else {}
-        zero = {name for name, text in capacity.items() if text == "0"}
-        self._zero_since = {name: self._zero_since.get(name, now) for name in zero}
-        return {name: now - since for name, since in self._zero_since.items()}
 
     # ----------------------------------------------------------------------------- what comes from outside
 
@@ -323,9 +280,8 @@ class Agent:
     def _node_changed(self, change: Change[Node]) -> None:
         labels = change.new.metadata.labels if change.new else {}
         config, state = labels.get(mig_labels.CONFIG_LABEL, ""), labels.get(mig_labels.STATE_LABEL, "")
-        if self.does("mig-manager"):
-            self._attempt = mig_labels.heed(self._attempt, config, state, time.monotonic())
-            self._mig_due.set()
+        if self.owners.does("mig-manager"):
+            self._mig.heed(config, state)
         self._reconfigure()
 
     def _gpu_node_changed(self, change: Change[GPUNode]) -> None:
@@ -333,8 +289,8 @@ class Agent:
             self._status.written = None
         else:
             self._generation = change.new.metadata.generation
-            self._desired = change.new.spec.desired
-            self._mig_due.set()
+            self._desired = self._mig.desired = change.new.spec.desired
+            self._mig.look_soon()
         self._reconfigure()
         self._status.changed()
 
@@ -352,7 +308,7 @@ class Agent:
             self.plugin.picks = self.plugin.picks.bound(picks_of(change.new))
         self.account.pods = pods
         self.account.look_soon()
-        self._mig_due.set()
+        self._mig.look_soon()
 
     def _node_uid(self) -> str:
         node = self._nodes.get(self._options.node)
@@ -383,16 +339,23 @@ class Agent:
             return
         inventory = self._observed.inventory
         sick = {*self._observed.health, *self._desired.quarantine}
-        node = self.plugin.node.derive(inventory, self._config, sick, self._leaving)
-        if self.does("mps"):
+        node = self.plugin.node.derive(inventory, self._config, sick, self._mig.leaving)
+        if self.owners.does("mps"):
             self._mps.update(plan_daemons(node.offer, inventory, self._config), self._busy_gpus())
             sick |= self._mps.sick
-            node = node.derive(inventory, self._config, sick, self._leaving)
+            node = node.derive(inventory, self._config, sick, self._mig.leaving)
         nodes = driver_nodes(self._options.host_root)
         self.plugin.update(msgspec.structs.replace(node, nodes=nodes, busy=self._busy_gpus()))
         self._labels.changed()
         self._status.changed()
-        self._mig_due.set()
+        self._mig.look_soon()
+
+    def _mig_capable(self) -> bool | None:
+        gpus = self._observed.inventory.gpus if self._observed else ()
+        return any(gpu.mig != "unsupported" for gpu in gpus) if gpus else None
+
+    def _inventory_now(self) -> Inventory | None:
+        return self._observed.inventory if self._observed else None
 
     def _busy_gpus(self) -> frozenset[str]:
         held = self.account.uuids
@@ -402,9 +365,6 @@ class Agent:
             if gpu.uuid in held or any(c.uuid in held for one in gpu.instances for c in one.compute)
         )
 
-    def _held_changed(self) -> None:
-        self._derive()
-
     def _confirm(self, picks: Picks) -> None:
         self.plugin.picks = picks
 
@@ -413,107 +373,31 @@ class Agent:
         self.account.granted(ids)
 
     def _extras(self, resource: str, devices: Sequence[Device]) -> Grant:
-        return self._mps.extras(resource, devices) if self.does("mps") else Grant()
+        return self._mps.extras(resource, devices) if self.owners.does("mps") else Grant()
 
     async def _follow_config(self) -> None:
         while True:
             await asyncio.sleep(CONFIG_S)
             self._reconfigure()
 
-    # ------------------------------------------------------------------------------------------- MIG
-
-    async def _cut(self) -> None:
-        """Bring the GPUs to what is asked for, whenever that or what is in use has changed."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._mig_due.wait(), MIG_S)
-            self._mig_due.clear()
-            if self._observed is None:
-                continue
-            if self._desired.mig:
-                problems = [await self._do(work) for work in self._wished()]
-                self._mig_problem = "; ".join(filter(None, problems))
-                self._status.changed()
-            elif self._attempt.open:
-                await self._cut_as_labelled()
-
-    def _wished(self) -> tuple[Work, ...]:
-        assert self._observed is not None
-        return wished_work(self._observed.inventory, self._desired, self.account.uuids)
-
-    async def _do(self, work: Work) -> str:
-        """Do one piece of work; what stood in its way, in words."""
-        if work.problem is not None:
-            return work.problem.message
-        outcome = await self._carry_out(work)
-        return "" if outcome.status == "done" else "; ".join(one.message for one in outcome.reasons)
-
-    async def _cut_as_labelled(self) -> None:
-        assert self._observed is not None
-        found: mig_labels.Finding
-        try:
-            change = labelled_work(self._observed.inventory, self._attempt.config, None, self.account.uuids)
-            found = change
-            if change.steps and self._attempt.state == "pending":
-                found = await self._carry_out(Work(change))
-        except GpufleetError as error:
-            found = error
-        before = self._attempt
-        self._attempt = mig_labels.advance(before, found, time.monotonic())
-        if self._attempt != before:
-            self._labels.changed()
-            self._mig_due.set()
-
-    async def _carry_out(self, work: Work) -> Outcome:
-        """Take what leaves out of circulation, then let a thread call the driver."""
-        self._leaving = work.leaving
-        self._derive()
-
-        def still_free(uuid: str) -> bool:
-            return not self.account.holds(uuid)
-
-        try:
-            outcome = await asyncio.to_thread(carry_out, self._backend, work.change, still_free)
-            metrics.MIG_CHANGES.labels(outcome.status).inc()
-            log.info("MIG: %s", outcome.status, extra={"reasons": [r.message for r in outcome.reasons]})
-            await asyncio.to_thread(self._observer.refreshed)
-        finally:
-            self._leaving = frozenset()
-            self._derive()
-        return outcome
-
     # ------------------------------------------------------------------------------------------- words
 
     def _conditions(self) -> tuple[Condition, ...]:
-        now = format_time(time.time())
-        ready = self.ready()
-        rows = [
-            ("Ready", ready, "AgentReady" if ready else "AgentStarting", "the agent reports"),
-            ("MigApplied", not self._mig_problem, "MigBlocked" if self._mig_problem else "MigAsAsked",
-             self._mig_problem),
-            ("Configured", not self._config_problem,
-             "InvalidPluginConfig" if self._config_problem else "ConfigInForce", self._config_problem),
-        ]  # fmt: skip
-        before = {one.type: one for one in (self._status.written or GPUNodeStatus()).conditions}
-        found = []
-        for kind, good, reason, message in rows:
-            status = "True" if good else "False"
-            last = before.get(kind)
-            since = last.last_transition_time if last and last.status == status else now
-            found.append(
-                Condition(
-                    type=kind, status=status, reason=reason, message=message, last_transition_time=since
-                )
-            )
-        return tuple(found)
+        before = (self._status.written or GPUNodeStatus()).conditions
+        ready, problem, config = self.ready(), self._mig.problem, self._config_problem
+        return conditions(
+            (
+                ("Ready", ready, "AgentReady" if ready else "AgentStarting", "the agent reports"),
+                (MIG_CONDITION, not problem, "MigBlocked" if problem else "MigAsAsked", problem),
+                ("Configured", not config, "InvalidPluginConfig" if config else "ConfigInForce", config),
+            ),
+            before,
+            time.time(),
+        )
 
     async def parts_page(self, _: web.Request) -> web.Response:
         """Which part of the node is whose, and what we do about it."""
-        return web.json_response(msgspec.to_builtins(self.owners) if self.owners else {})
-
-
-def _does(owners: Ownership) -> dict[str, str]:
-    return {part.component: part.does for part in owners.parts}
+        return web.json_response(msgspec.to_builtins(self.owners.found) if self.owners.found else {})
 
 
 @contextlib.asynccontextmanager

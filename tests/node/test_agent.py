@@ -38,7 +38,7 @@ async def test_a_node_is_labelled_offers_its_gpus_and_says_so_in_its_gpunode(ope
             status = (await w.gpu_node(lambda one: len(one.status.devices) == 8)).status
             assert [(one.name, one.healthy) for one in status.resources] == [(GPU, 8)]
             assert {one.name for one in status.phases} == {"Registered", "DevicesReady", "Ready"}
-            owners = w.agent.owners
+            owners = w.agent.owners.found
             assert owners is not None
             assert {part.component for part in owners.parts if part.does == "run"} == {
                 "device-plugin", "exporter", "labels", "mig-manager", "mps",
@@ -164,8 +164,8 @@ async def test_a_part_that_somebody_else_runs_is_left_to_them(opened: World) -> 
         await w.client.create(DAEMON_SETS, body, "default")
         try:
             async with w.running():
-                assert not w.agent.does("device-plugin")
-                assert w.agent.does("exporter")
+                assert not w.agent.owners.does("device-plugin")
+                assert w.agent.owners.does("exporter")
                 assert not w.kubelet.registrations
                 assert (await w.gpu_node(lambda one: bool(one.status.devices))).status.devices
         finally:

@@ -18,6 +18,8 @@ from gpufleet.kube.gpunode import (
     GPUResource,
     GPUSummary,
 )
+from gpufleet.kube.objects import Condition
+from gpufleet.kube.times import format_time
 
 _READINGS = {
     "memory_used_mib": "DCGM_FI_DEV_FB_USED",
@@ -51,6 +53,23 @@ def node_status(
         resources=tuple(resources),
         allocations=held,
     )
+
+
+Told = tuple[str, bool, str, str]
+"""A condition: its type, whether it is True, reason and message."""
+
+
+def conditions(told: Iterable[Told], before: Iterable[Condition], now: float) -> tuple[Condition, ...]:
+    """The conditions of a GPUNode at a time; each keeps its time for as long as its status stands."""
+    known = {one.type: one for one in before}
+    found = []
+    for kind, good, reason, message in told:
+        status, last = "True" if good else "False", known.get(kind)
+        since = last.last_transition_time if last and last.status == status else format_time(now)
+        found.append(
+            Condition(type=kind, status=status, reason=reason, message=message, last_transition_time=since)
+        )
+    return tuple(found)
 
 
 def utilisation(values: Mapping[str, float]) -> float:

@@ -13,12 +13,13 @@ from typing import Any
 
 import msgspec
 
+from gpufleet.devices.node_report import conditions
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.cuts import MIG_CONDITION
 from gpufleet.kube.gpunode import GPUNodeStatus, StartPhase
 from gpufleet.kube.gpunode_writes import write_gpu_node_status
 from gpufleet.kube.kinds import NODES, PODS
-from gpufleet.kube.objects import Condition, PartialObject
+from gpufleet.kube.objects import PartialObject
 from gpufleet.kube.times import format_time
 from gpufleet.kube.workqueue import WorkQueue
 from gpufleet.local.simnodes import metrics
@@ -201,36 +202,20 @@ class RecordWriter:
     def _status(self, node: SimulatedNode) -> GPUNodeStatus:
         now, last = self._clock(), self._last.get(node.name)
         phases = last.phases if last else _phases(self._started, now)
-        conditions = _conditions(node, last.conditions if last else (), now)
+        problem = node.gpus.mig_problem
+        told = (
+            ("Ready", True, "AgentReady", "the simulated agent reports"),
+            (MIG_CONDITION, not problem, "MigBlocked" if problem else "MigAsAsked", problem),
+        )
         return msgspec.structs.replace(
             node.status(),
             observed_generation=node.generation,
             started=format_time(self._started),
             phases=phases,
-            conditions=conditions,
+            conditions=conditions(told, last.conditions if last else (), now),
         )
 
 
 def _phases(started: float, now: float) -> tuple[StartPhase, ...]:
     times = (("Registered", started), ("DevicesReady", now), ("Ready", now))
     return tuple(StartPhase(name=name, time=format_time(at)) for name, at in times)
-
-
-def _conditions(node: SimulatedNode, before: tuple[Condition, ...], now: float) -> tuple[Condition, ...]:
-    """Ready, and whether GPUs are cut as they are asked to be; a condition keeps its time while it stands."""
-    problem = node.gpus.mig_problem
-    rows = (
-        ("Ready", "True", "AgentReady", "the simulated agent reports"),
-        (MIG_CONDITION, "False", "MigBlocked", problem)
-        if problem
-        else (MIG_CONDITION, "True", "MigAsAsked", ""),
-    )
-    known = {one.type: one for one in before}
-    found = []
-    for kind, status, reason, message in rows:
-        last = known.get(kind)
-        since = last.last_transition_time if last and last.status == status else format_time(now)
-        found.append(
-            Condition(type=kind, status=status, reason=reason, message=message, last_transition_time=since)
-        )
-    return tuple(found)

@@ -8,6 +8,7 @@ of their own in which that path is ours; the namespace takes every mount with it
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -94,6 +95,7 @@ class RealNode:
         self.pod_logs = folder / "pod-logs"
         self._kubelet_command = kubelet
         self._socket = folder / "containerd.sock"
+        self._state = folder / "containerd-state"
         self._port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -122,8 +124,7 @@ class RealNode:
             path.mkdir(parents=True)
         programs = cni_folder()
         assert programs is not None
-        root, state = self.folder / "containerd", self.folder / "containerd-state"
-        places = Places(root, state, self._socket, cni, programs, specs, IMAGE)
+        places = Places(self.folder / "containerd", self._state, self._socket, cni, programs, specs, IMAGE)
         config = self.folder / "containerd.toml"
         config.write_text(self.containerd.config(places))
         self._spawn("containerd", [self.containerd.program("containerd"), "--config", str(config)])
@@ -196,6 +197,16 @@ class RealNode:
             except psutil.NoSuchProcess:
                 continue
         psutil.wait_procs([*shims, *below], timeout=10)
+        self._remove_cgroups()
+
+    def _remove_cgroups(self) -> None:
+        """Remove what runc would have removed: the cgroups of containers that ran until the end."""
+        ids = {path.name for path in self._state.glob("io.containerd.runtime.v2.task/k8s.io/*")}
+        hierarchies = Path("/sys/fs/cgroup")
+        for path in (*hierarchies.glob("k8s.io/*"), *hierarchies.glob("*/k8s.io/*")):
+            if path.name in ids:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     def log(self, program: str) -> str:
         """What a program has logged."""

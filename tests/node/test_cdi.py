@@ -12,12 +12,14 @@ import asyncio
 import contextlib
 import os
 import stat
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from tests.contract.simnodes.fleet import until
 from tests.node.on_node import GPU, SLICE, OnNode, Opened, opened
 from tests.node.realnode import RealNode
+from tests.node.runtimes import module_version
 from tests.unit.cdi_hosts import CdiHost
 from tests.unit.inventories import SEVEN, node, uuid_of, whole
 
@@ -26,7 +28,6 @@ from gpufleet.devices.cdi_specs import CdiSpecs
 from gpufleet.devices.host_facts import driver_nodes
 from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.plugin_config import DeviceListStrategy, PluginConfig
-from gpufleet.devices.plugin_node import PluginNode
 from gpufleet.devices.resources import offer
 
 MAJOR = 195
@@ -68,6 +69,12 @@ def seen(lines: Sequence[str]) -> tuple[dict[str, str], set[str], dict[str, int]
 def on_cdi_node(cdi_node: RealNode) -> Opened:
     """`async with on_cdi_node as node`, with containerd 2.x."""
     return opened(cdi_node)
+
+
+@pytest.fixture
+def on_node(real_node: RealNode) -> Opened:
+    """`async with on_node as node`, with containerd 1.6."""
+    return opened(real_node)
 
 
 @pytest.fixture
@@ -125,6 +132,11 @@ async def gets(
     return held
 
 
+def test_the_containerd_is_the_one_that_the_module_pins(cdi_node: RealNode) -> None:
+    said = subprocess.check_output([cdi_node.containerd.program("containerd"), "--version"], text=True)
+    assert module_version() in said.split()
+
+
 @pytest.mark.parametrize("strategy", ["cdi-cri", "cdi-annotations"])
 async def test_a_pod_gets_exactly_the_cdi_edits_of_its_gpus_and_of_instances_that_were_cut_meanwhile(
     on_cdi_node: Opened, host: CdiHost, strategy: DeviceListStrategy
@@ -146,8 +158,10 @@ async def test_a_pod_gets_exactly_the_cdi_edits_of_its_gpus_and_of_instances_tha
         host.show(cut)
         specs.update(offer(cut, config), cut, config)
         assert specs.withheld == cards(cut)
+        plugin.update(plugin.node.derive(cut, config, (), specs.withheld))
+        await node_.allocatable(SLICE, 0)
         await until(lambda: _settled(specs))
-        plugin.update(PluginNode(offer(cut, config), cut, config))
+        plugin.update(plugin.node.derive(cut, config, (), specs.withheld))
         await node_.offers(SLICE, 2)
         first = await gets(node_, host, "part", 1, cards(cut), SLICE)
         assert first | await gets(node_, host, "other", 1, cards(cut), SLICE) == cards(cut)
@@ -188,9 +202,3 @@ async def test_without_cdi_a_container_gets_variables_and_the_device_nodes_thems
             wanted = {*CONTROL_NODES[:2], *(path for uuid in held for path in host.nodes_of(uuid))}
             assert nodes == {path: minors[path] for path in wanted}
             assert not mounts
-
-
-@pytest.fixture
-def on_node(real_node: RealNode) -> Opened:
-    """`async with on_node as node`, with containerd 1.6."""
-    return opened(real_node)

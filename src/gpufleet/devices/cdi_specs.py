@@ -24,11 +24,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import yaml
-
 from gpufleet.devices import cdi
 from gpufleet.devices.allocation import CDI_KIND
 from gpufleet.devices.cdi import CdiDevice, Command, Refresh, SpecFile
+from gpufleet.devices.go_yaml import load_yaml
 from gpufleet.devices.host_facts import spec_generator
 from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.plugin_config import PluginConfig
@@ -43,6 +42,10 @@ LOOK_S = 30.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 _LAST_WORDS = 300
+_STAGED = ".gpufleet-"
+
+
+_Identity = tuple[int, int, int]
 
 
 class CdiSpecs:
@@ -73,6 +76,7 @@ class CdiSpecs:
         self._first_pause_s = self._pause_s = pause_s
         self._toolkit = ""
         self._specs: tuple[SpecFile, ...] = ()
+        self._known: dict[Path, tuple[_Identity, SpecFile | None]] = {}
         self._config = PluginConfig()
         self._wanted: frozenset[CdiDevice] = frozenset()
         self._described: frozenset[CdiDevice] = frozenset()
@@ -158,7 +162,9 @@ class CdiSpecs:
         here = self._here(folder)
         try:
             here.mkdir(parents=True, exist_ok=True)
-            staged = Path(tempfile.mkdtemp(prefix=".gpufleet-", dir=here))
+            for left in here.glob(f"{_STAGED}*"):  # by an agent that was killed
+                shutil.rmtree(left)
+            staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=here))
         except OSError as error:
             raise _failed(f"cannot write into {folder}: {error.strerror}") from error
         try:
@@ -217,13 +223,23 @@ class CdiSpecs:
     def _read(self) -> tuple[str, tuple[SpecFile, ...]]:
         found = []
         for folder in self._folders:
-            with contextlib.suppress(OSError):
-                for path in sorted(self._here(folder).iterdir()):
-                    if path.suffix in (".yaml", ".json") and (
-                        spec := _spec_at(path, f"{folder}/{path.name}")
-                    ):
-                        found.append(spec)
+            for path in _files(self._here(folder)):
+                spec = self._spec(path, f"{folder}/{path.name}")
+                if spec is not None:
+                    found.append(spec)
         return spec_generator(self._root), tuple(found)
+
+    def _spec(self, path: Path, named: str) -> SpecFile | None:
+        """The spec in a file, which is read again only when it is another: specs have thousands of lines."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        identity = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        known = self._known.get(path)
+        if known is None or known[0] != identity:
+            known = self._known[path] = identity, _spec_at(path, named)
+        return known[1]
 
     def _here(self, folder: str) -> Path:
         """A folder of the host as we see it; the usual link of /var/run would lead into our own /run."""
@@ -232,11 +248,18 @@ class CdiSpecs:
         return self._root / folder.lstrip("/")
 
 
-def _spec_at(path: Path, named: str) -> SpecFile | None:
-    """The spec in a file; None when it cannot be read as YAML, of which JSON is a part."""
+def _files(folder: Path) -> list[Path]:
     try:
-        return cdi.parse_spec(named, yaml.load(path.read_bytes(), yaml.CSafeLoader))
-    except (OSError, yaml.YAMLError):
+        return sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".json"))
+    except OSError:
+        return []
+
+
+def _spec_at(path: Path, named: str) -> SpecFile | None:
+    """The spec in a file; None when it cannot be read as YAML or JSON, and then by no runtime either."""
+    try:
+        return cdi.parse_spec(named, load_yaml(path.read_text(), named, "CdiSpecFailed"))
+    except (OSError, UnicodeDecodeError, GpufleetError):
         return None
 
 

@@ -95,6 +95,11 @@ def settings(*strategies: DeviceListStrategy, index: bool = False) -> PluginConf
     )
 
 
+def mig_devices(inventory: Inventory) -> set[str]:
+    """UUIDs of the MIG devices."""
+    return {part.uuid for gpu in inventory.gpus for one in gpu.instances for part in one.compute}
+
+
 @contextlib.asynccontextmanager
 async def specs_for(host: CdiHost, inventory: Inventory, config: PluginConfig) -> AsyncIterator[CdiSpecs]:
     """CDI specs of the host, kept by what the agent keeps them with."""
@@ -144,7 +149,7 @@ async def test_a_pod_gets_exactly_the_cdi_edits_of_its_gpus_and_of_instances_tha
     config, uncut, cut = settings(strategy), whole(3), node(SEVEN[:2], None, None)
     host.install()
     host.show(cut)
-    made(host, uuid_of(1), uuid_of(2), *cards(cut))
+    made(host, uuid_of(1), uuid_of(2), *mig_devices(cut))
     host.show(uncut)
     async with (
         on_cdi_node as node_,
@@ -157,19 +162,14 @@ async def test_a_pod_gets_exactly_the_cdi_edits_of_its_gpus_and_of_instances_tha
         await node_.cluster.gone("two")
         host.show(cut)
         specs.update(offer(cut, config), cut, config)
-        assert specs.withheld == cards(cut)
+        assert specs.withheld == mig_devices(cut)
         plugin.update(plugin.node.derive(cut, config, (), specs.withheld))
         await node_.allocatable(SLICE, 0)
         await until(lambda: _settled(specs))
         plugin.update(plugin.node.derive(cut, config, (), specs.withheld))
         await node_.offers(SLICE, 2)
-        first = await gets(node_, host, "part", 1, cards(cut), SLICE)
-        assert first | await gets(node_, host, "other", 1, cards(cut), SLICE) == cards(cut)
-
-
-def cards(inventory: Inventory) -> set[str]:
-    """UUIDs of the MIG devices."""
-    return {part.uuid for gpu in inventory.gpus for one in gpu.instances for part in one.compute}
+        first = await gets(node_, host, "part", 1, mig_devices(cut), SLICE)
+        assert first | await gets(node_, host, "other", 1, mig_devices(cut), SLICE) == mig_devices(cut)
 
 
 async def test_devices_are_found_by_index_and_with_both_ways_at_once(
@@ -178,10 +178,10 @@ async def test_devices_are_found_by_index_and_with_both_ways_at_once(
     config, cut = settings("cdi-cri", "cdi-annotations", index=True), node(SEVEN[:2], None)
     host.install()
     host.show(cut)
-    made(host, uuid_of(1), *cards(cut))
+    made(host, uuid_of(1), *mig_devices(cut))
     async with on_cdi_node as node_, specs_for(host, cut, config), node_.plugin(cut, config):
         await node_.offers(SLICE, 2)
-        assert await gets(node_, host, "part", 1, cards(cut), SLICE)
+        assert await gets(node_, host, "part", 1, mig_devices(cut), SLICE)
         assert await gets(node_, host, "one", 1, {uuid_of(1)}) == {uuid_of(1)}
 
 
@@ -190,7 +190,7 @@ async def test_without_cdi_a_container_gets_variables_and_the_device_nodes_thems
 ) -> None:
     cut = node(SEVEN[:2], None, None)
     host.show(cut)
-    minors = made(host, uuid_of(1), uuid_of(2), *cards(cut), control=CONTROL_NODES[:2])
+    minors = made(host, uuid_of(1), uuid_of(2), *mig_devices(cut), control=CONTROL_NODES[:2])
     config = PluginConfig(mig_strategy="mixed", pass_device_specs=True, dev_root=str(host.root))
     async with on_node as node_, node_.plugin(cut, config, driver_nodes(host.root)):
         await node_.offers(SLICE, 2)

@@ -110,6 +110,21 @@ def test_what_no_spec_describes_is_withheld_until_the_spec_is_made_anew(host: Cd
     run(test)
 
 
+def test_another_driver_root_makes_the_spec_anew_and_withholds_nothing(host: CdiHost) -> None:
+    async def test() -> None:
+        watched = Watched(host)
+        watched.show(whole(1))
+        async with watched.running():
+            await watched.settled()
+            watched.config = msgspec.structs.replace(CRI, driver_root="/run/nvidia/driver")
+            watched.show(whole(1))
+            assert not watched.specs.withheld
+            await watched.until(lambda: "--driver-root=/run/nvidia/driver" in watched.host.calls()[-1])
+            await watched.settled()
+
+    run(test)
+
+
 def test_an_index_is_withheld_when_it_means_another_device_now(host: CdiHost) -> None:
     async def test() -> None:
         watched = Watched(host, INDEX)

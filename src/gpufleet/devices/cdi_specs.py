@@ -80,6 +80,7 @@ class CdiSpecs:
         self._config = PluginConfig()
         self._wanted: frozenset[CdiDevice] = frozenset()
         self._described: frozenset[CdiDevice] = frozenset()
+        self._made_by: PluginConfig | None = None
         self._problems: tuple[Reason, ...] = ()
         self._updated = asyncio.Event()
 
@@ -133,9 +134,9 @@ class CdiSpecs:
         return cdi.missing(self._wanted, self._described, self._specs)
 
     def _due(self) -> bool:
-        """Whether the spec must be made anew: it was made for other devices, or lacks some."""
-        stale = self._wanted != self._described or bool(self._missing())
-        return bool(self._toolkit and self._wanted and stale)
+        """Whether the spec must be made anew: made for other devices or in another way, or it lacks some."""
+        fresh = (self._described, self._made_by) == (self._wanted, self._config)
+        return bool(self._toolkit and self._wanted) and not (fresh and not self._missing())
 
     async def _refresh(self) -> float:
         """Make the spec anew; how long to wait before the next look."""
@@ -145,7 +146,7 @@ class CdiSpecs:
         except GpufleetError as error:
             problems: tuple[Reason, ...] = (Reason(error.reason, error.message),)
         else:
-            self._described = wanted
+            self._described, self._made_by = wanted, config
             await self.look()
             problems = cdi.why_missing(cdi.missing(wanted, wanted, self._specs), self._specs)
         if problems != self._problems:

@@ -5,11 +5,14 @@ The first build on a machine takes minutes, more than any test may; later it is 
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
+from tests.node import runtimes
 
 from gpufleet.cli.progress import PlainProgress
+from gpufleet.fleet.errors import GpufleetError
 from gpufleet.local.components import CONTROL_PLANE
 from gpufleet.local.controlplane import locate
 from gpufleet.local.progress import building
@@ -20,6 +23,9 @@ BUILT_FOR = {
     "e2e": (*CONTROL_PLANE, "kubectl"),
 }
 """Components of Kubernetes by suite (folder of tests/)."""
+
+CONTAINERD = "cdi_node"
+"""The fixture that needs containerd 2.x."""
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -33,3 +39,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = dict.fromkeys(name for suite in sorted(suites) for name in BUILT_FOR.get(suite, ()))
     if wanted:
         locate(tuple(wanted), progress=building(PlainProgress()))
+    if any(CONTAINERD in getattr(item, "fixturenames", ()) for item in session.items):
+        with contextlib.suppress(GpufleetError):  # the fixture says it again and skips
+            if not runtimes.why_not():
+                runtimes.built(building(PlainProgress()))

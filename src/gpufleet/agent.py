@@ -26,6 +26,7 @@ from gpufleet.devices import mig_labels
 from gpufleet.devices.account import Account
 from gpufleet.devices.allocation import Grant
 from gpufleet.devices.backend import Backend
+from gpufleet.devices.cdi_specs import CdiSpecs
 from gpufleet.devices.device_plugin import DevicePlugin
 from gpufleet.devices.exporter import Exporter
 from gpufleet.devices.exporter_text import Options as ExporterOptions
@@ -128,6 +129,7 @@ class Agent:
             shared=self._page.shared_gpus,
             owner=ProcessOwners(options.host_root).pod,
         )
+        self._cdi = CdiSpecs(options.host_root, changed=self._derive)
         mps_root = options.mps_root or options.host_root / "run/nvidia/mps"
         self._mps = MpsDaemons(
             mps_root, backend.set_exclusive, command=options.mps_command, changed=self._derive
@@ -159,6 +161,9 @@ class Agent:
                 await self._node_exists()
                 self._take_over()
                 await self.owners.look()
+                if self.owners.does("device-plugin"):
+                    await self._cdi.look()
+                self._derive()
                 self._start(tasks)
         finally:
             await asyncio.to_thread(self._observer.stop)
@@ -219,7 +224,7 @@ class Agent:
             self.owners.follow,
         ]
         if self.owners.does("device-plugin"):
-            works.append(self.plugin.run)
+            works += [self.plugin.run, self._cdi.run]
         if self.owners.does("labels"):
             works.append(self._labels.run)
         if self.owners.does("mps"):
@@ -339,11 +344,17 @@ class Agent:
             return
         inventory = self._observed.inventory
         sick = {*self._observed.health, *self._desired.quarantine}
-        node = self.plugin.node.derive(inventory, self._config, sick, self._mig.leaving)
+        config, leaving = self._config, self._mig.leaving
+        if self.owners.does("device-plugin"):
+            config = self._cdi.settled(config)
+        node = self.plugin.node.derive(inventory, config, sick, leaving)
         if self.owners.does("mps"):
-            self._mps.update(plan_daemons(node.offer, inventory, self._config), self._busy_gpus())
+            self._mps.update(plan_daemons(node.offer, inventory, config), self._busy_gpus())
             sick |= self._mps.sick
-            node = node.derive(inventory, self._config, sick, self._mig.leaving)
+        if self.owners.does("device-plugin"):
+            self._cdi.update(node.offer, inventory, self._config)
+            leaving |= self._cdi.withheld
+        node = node.derive(inventory, config, sick, leaving)
         nodes = driver_nodes(self._options.host_root)
         self.plugin.update(msgspec.structs.replace(node, nodes=nodes, busy=self._busy_gpus()))
         self._labels.changed()
@@ -385,11 +396,13 @@ class Agent:
     def _conditions(self) -> tuple[Condition, ...]:
         before = (self._status.written or GPUNodeStatus()).conditions
         ready, problem, config = self.ready(), self._mig.problem, self._config_problem
+        cdi = self._cdi.reasons
         return conditions(
             (
                 ("Ready", ready, "AgentReady" if ready else "AgentStarting", "the agent reports"),
                 (MIG_CONDITION, not problem, "MigBlocked" if problem else "MigAsAsked", problem),
                 ("Configured", not config, "InvalidPluginConfig" if config else "ConfigInForce", config),
+                ("CdiSpecs", not cdi, cdi[0].code if cdi else "AsNeeded", "; ".join(r.message for r in cdi)),
             ),
             before,
             time.time(),

@@ -264,7 +264,7 @@ async def test_nobody_listening_is_an_error_with_a_hint() -> None:
         with pytest.raises(Unreachable) as refused:
             await client.list(PODS)
         assert refused.value.reason == "ServerUnreachable"
-        assert "gpufleet status" in refused.value.hint
+        assert "can it be reached from here?" in refused.value.hint
         assert not refused.value.sent
 
 

@@ -5,6 +5,7 @@ the fake NVML where there is a C compiler.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from tests.contract.servers import ControlPlane
 from tests.contract.simnodes.fleet import KubeletControlPlane
 from tests.fakenvml.library import STATE, build, compiler
 from tests.node.nvml_nodes import NvmlNode
-from tests.node.realnode import RealNode, why_not
+from tests.node.realnode import RealNode
+from tests.node.runtimes import Containerd, built, installed, why_not
 
+from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import Client
 from gpufleet.kube.crds import establish
 from gpufleet.kube.custom_resources import custom_resources
@@ -25,22 +28,16 @@ COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kubelet")
 
 
 @pytest.fixture(scope="session")
-def real_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
-    """A node `real-0` with a kubelet, containerd and runc, and a control plane of its own."""
-    if reason := why_not():
-        pytest.skip(reason)
-    commands = locate(COMPONENTS, progress=print)
-    plane = KubeletControlPlane(tmp_path_factory.mktemp("node-plane"), commands)
-    node = RealNode(tmp_path_factory.mktemp("node"), plane, commands["kubelet"], "real-0")
+def kubelet_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeletControlPlane]:
+    """A control plane for nodes with a real kubelet."""
+    plane = KubeletControlPlane(
+        tmp_path_factory.mktemp("node-plane"), locate(COMPONENTS[:-1], progress=print)
+    )
     try:
         plane.start()
         plane.start_manager()
         asyncio.run(_prepare(plane))
-        try:
-            node.start()
-            yield node
-        finally:
-            node.stop()
+        yield plane
     finally:
         plane.stop()
 
@@ -57,6 +54,42 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         yield found
     finally:
         found.stop()
+
+
+@pytest.fixture(scope="session")
+def real_node(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[RealNode]:
+    """A node `real-0` with a kubelet, runc and Debian's containerd 1.6."""
+    if reason := why_not(own=True):
+        pytest.skip(reason)
+    with _started(tmp_path_factory, request, installed(), "real-0") as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def cdi_node(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[RealNode]:
+    """A node `real-1` with a kubelet, runc and containerd 2.x, which follows CDI specs."""
+    if reason := why_not():
+        pytest.skip(reason)
+    try:
+        containerd = built(print)
+    except GpufleetError as error:
+        pytest.skip(f"containerd 2.x cannot be built here: {error}")
+    with _started(tmp_path_factory, request, containerd, "real-1") as node:
+        yield node
+
+
+@contextlib.contextmanager
+def _started(
+    folders: pytest.TempPathFactory, request: pytest.FixtureRequest, containerd: Containerd, name: str
+) -> Iterator[RealNode]:
+    plane = request.getfixturevalue("kubelet_plane")  # only now: nobody needs one where no node can run
+    kubelet = locate(("kubelet",), progress=print)["kubelet"]
+    node = RealNode(folders.mktemp("node"), plane, kubelet, containerd, name)
+    try:
+        node.start()
+        yield node
+    finally:
+        node.stop()
 
 
 async def _prepare(plane: ControlPlane) -> None:

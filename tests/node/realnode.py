@@ -1,18 +1,18 @@
 """A real kubelet with containerd and runc beside it: its own folders, its own sockets, ended by pid.
 
-What a machine needs is Debian's containerd, runc, containernetworking-plugins and busybox-static, and root.
-Images come from no registry: the one image is busybox, also for the sandbox. The kubelet's folder of device
-plugins has a fixed path, so both programs live in a mount namespace of their own in which that path is ours;
-the namespace takes every mount with it when it goes.
+What a machine needs is Debian's runc, containernetworking-plugins and busybox-static, and root; containerd is
+Debian's too or a built one (`runtimes`). Images come from no registry: the one image is busybox, also for the
+sandbox. The kubelet's folder of device plugins has a fixed path, so both programs live in a mount namespace
+of their own in which that path is ours; the namespace takes every mount with it when it goes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tarfile
@@ -21,42 +21,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+from tests.contract.servers import free_port
 from tests.contract.simnodes.fleet import KubeletControlPlane
+from tests.node.runtimes import Containerd, Places, cni_folder, found
+
+from gpufleet.devices.cdi import SPEC_FOLDERS
 
 IMAGE = "gpufleet.test/busybox:1"
 _DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 _READY_WITHIN = 60.0
 
 
-def why_not() -> str:
-    """Why no real node can run on this machine; empty when one can."""
-    if os.geteuid() != 0:
-        return "a real kubelet needs root"
-    missing = [
-        name
-        for name in ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox")
-        if not _found(name)
-    ]
-    if cni_folder() is None:
-        missing.append("CNI plugins")
-    return f"missing for a real node: {', '.join(missing)}" if missing else ""
-
-
-def _found(program: str) -> str | None:
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/bin")
-
-
-def cni_folder() -> Path | None:
-    """Where the CNI plugins lie. The node has a loopback network only: its pods use the host's."""
-    for folder in (Path("/usr/lib/cni"), Path("/opt/cni/bin")):
-        if (folder / "loopback").exists():
-            return folder
-    return None
-
-
 def image_archive() -> bytes:
     """The image as a docker archive: one layer with a static busybox and its applets."""
-    busybox = _found("busybox")
+    busybox = found("busybox")
     assert busybox is not None
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
@@ -94,10 +72,21 @@ def _sha256(content: bytes) -> str:
 
 
 class RealNode:
-    """containerd and a kubelet as child processes; the node's name is `name`."""
+    """containerd and a kubelet as child processes; the node's name is `name`. Below `host` lie the files of
+    its host that tests make up, CDI specs among them.
+    """
 
-    def __init__(self, folder: Path, plane: KubeletControlPlane, kubelet: Sequence[str], name: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plane: KubeletControlPlane,
+        kubelet: Sequence[str],
+        containerd: Containerd,
+        name: str,
+    ) -> None:
         self.folder = folder
+        self.host = folder / "host"
+        self.containerd = containerd
         self.plane = plane
         self.name = name
         self.kubelet_root = folder / "kubelet"
@@ -106,6 +95,8 @@ class RealNode:
         self.pod_logs = folder / "pod-logs"
         self._kubelet_command = kubelet
         self._socket = folder / "containerd.sock"
+        self._state = folder / "containerd-state"
+        self._port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
@@ -128,26 +119,15 @@ class RealNode:
             "plugins": [{"type": "loopback"}],
         }
         (cni / "10-gpufleet.conflist").write_text(json.dumps(conflist))
+        specs = tuple(self.host / path.lstrip("/") for path in SPEC_FOLDERS)
+        for path in specs:
+            path.mkdir(parents=True)
+        programs = cni_folder()
+        assert programs is not None
+        places = Places(self.folder / "containerd", self._state, self._socket, cni, programs, specs, IMAGE)
         config = self.folder / "containerd.toml"
-        config.write_text(
-            f"""version = 2
-root = "{self.folder / "containerd"}"
-state = "{self.folder / "containerd-state"}"
-oom_score = 0
-[grpc]
-  address = "{self._socket}"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{IMAGE}"
-  restrict_oom_score_adj = true
-  disable_apparmor = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "{cni_folder()}"
-  conf_dir = "{cni}"
-[plugins."io.containerd.grpc.v1.cri".containerd]
-  snapshotter = "native"
-"""
-        )
-        self._spawn("containerd", [str(_found("containerd")), "--config", str(config)])
+        config.write_text(self.containerd.config(places))
+        self._spawn("containerd", [self.containerd.program("containerd"), "--config", str(config)])
         self._until(self._socket.exists, "containerd")
         archive = self.folder / "image.tar"
         archive.write_bytes(image_archive())
@@ -165,13 +145,14 @@ oom_score = 0
                     "kind": "KubeletConfiguration",
                     "containerRuntimeEndpoint": f"unix://{self._socket}",
                     "cgroupDriver": "cgroupfs",
+                    "cgroupsPerQOS": False,  # else kubelets of one machine remove each other's cgroups
                     "failCgroupV1": False,
                     "failSwapOn": False,
                     "enforceNodeAllocatable": [],
                     "localStorageCapacityIsolation": False,
                     "imageGCHighThresholdPercent": 100,
                     "address": "127.0.0.1",
-                    "port": 0,
+                    "port": self._port,
                     "healthzPort": 0,
                     "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
                     "authorization": {"mode": "AlwaysAllow"},
@@ -216,6 +197,16 @@ oom_score = 0
             except psutil.NoSuchProcess:
                 continue
         psutil.wait_procs([*shims, *below], timeout=10)
+        self._remove_cgroups()
+
+    def _remove_cgroups(self) -> None:
+        """Remove what runc would have removed: the cgroups of containers that ran until the end."""
+        ids = {path.name for path in self._state.glob("io.containerd.runtime.v2.task/k8s.io/*")}
+        hierarchies = Path("/sys/fs/cgroup")
+        for path in (*hierarchies.glob("k8s.io/*"), *hierarchies.glob("*/k8s.io/*")):
+            if path.name in ids:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     def log(self, program: str) -> str:
         """What a program has logged."""
@@ -223,12 +214,14 @@ oom_score = 0
 
     def _ctr(self, *words: str) -> bool:
         done = subprocess.run(
-            [str(_found("ctr")), "-a", str(self._socket), *words], capture_output=True, check=False
+            [self.containerd.program("ctr"), "-a", str(self._socket), *words],
+            capture_output=True,
+            check=False,
         )
         return done.returncode == 0
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
-        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"
+        path = f"{self.containerd.folder}:{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"
         if namespace := self._processes.get("namespace"):
             command = ["nsenter", f"--target={namespace.pid}", "--mount", "--", *command]
         with (self.folder / f"{name}.log").open("ab") as log:

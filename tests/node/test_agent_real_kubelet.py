@@ -7,8 +7,8 @@ from pathlib import Path
 from tests.contract.simnodes.fleet import until
 from tests.node.agent_world import DRIVER_FILES
 from tests.node.nvml_nodes import NvmlNode, whole_node
+from tests.node.on_node import GPU, SLICE, OnNode, opened
 from tests.node.realnode import RealNode
-from tests.node.test_real_kubelet import GPU, SLICE, OnNode, Opened, on_node  # noqa: F401 - a fixture
 
 from gpufleet.agent import Agent, Options, working
 from gpufleet.devices.plugin_config_source import ConfigSource
@@ -40,14 +40,13 @@ async def record(node: OnNode) -> GPUNode:
 
 
 async def test_gpu_and_mig_pods_start_in_real_containers_with_the_devices_on_record(
-    on_node: Opened,  # noqa: F811
     real_node: RealNode,
     nvml_node: NvmlNode,
 ) -> None:
     product, inventory = whole_node("h100", 4)
     nvml_node.show(product, inventory)
     asked = options(real_node, nvml_node.root)
-    async with on_node as node:
+    async with opened(real_node) as node:
         agent = Agent(node.client, nvml_node.backend(), asked)
         async with working(agent, asked):
 

@@ -14,6 +14,7 @@ from tests.unit.go_machines import Machine, assets, wait_for
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.local import controlplane
 from gpufleet.local.controlplane import COMPONENTS, KUBERNETES_VERSION
+from gpufleet.local.gobinary import source_hash
 
 # Where a component comes from
 
@@ -95,16 +96,17 @@ def test_the_source_hash_changes_with_names_and_content_of_the_module_and_with_n
     (source / "up").mkdir(parents=True)
     for name in ("go.mod", "go.sum", "up/main.go"):
         (source / name).write_text(f"{name}\n")
-    seen = [controlplane.source_hash(source)]
+    seen = [source_hash(source, "-s")]
     for name in ("go.mod", "go.sum", "up/main.go", "up/more.go"):
         with (source / name).open("a") as file:
             file.write("changed\n")
-        seen.append(controlplane.source_hash(source))
+        seen.append(source_hash(source, "-s"))
     (source / "up/more.go").rename(source / "up/other.go")
-    seen.append(controlplane.source_hash(source))
+    seen.append(source_hash(source, "-s"))
     assert len(set(seen)) == len(seen)
     (source / "README.md").write_text("words")
-    assert controlplane.source_hash(source) == seen[-1]
+    assert source_hash(source, "-s") == seen[-1]
+    assert source_hash(source, "-s -w") not in seen
     assert re.fullmatch("[0-9a-f]{12}", seen[-1])
 
 

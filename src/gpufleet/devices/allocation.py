@@ -112,10 +112,14 @@ def requested(resource: Resource, ids: Sequence[str], config: PluginConfig) -> t
     return devices
 
 
+def name_of(device: Device, config: PluginConfig) -> str:
+    """What a device is called in a container's variables and in CDI."""
+    return device.index if config.device_id_strategy == "index" else device.uuid
+
+
 def grant(devices: Sequence[Device], inventory: Inventory, config: PluginConfig, nodes: DriverNodes) -> Grant:
     """What a container gets for these devices. Raises GpufleetError (MigCapabilityUnknown)."""
-    by_index = config.device_id_strategy == "index"
-    names = tuple(dict.fromkeys(one.index if by_index else one.uuid for one in devices))
+    names = tuple(dict.fromkeys(name_of(one, config) for one in devices))
     found = Grant(_flags(config))
     strategies = config.device_list_strategies
     if "cdi-annotations" in strategies or "cdi-cri" in strategies:
@@ -160,15 +164,15 @@ def _paths(device: Device, inventory: Inventory, nodes: DriverNodes) -> list[str
         raise _refused("DeviceNotOffered", f"the node has no GPU {device.gpu}")
     paths = [f"/dev/nvidia{gpu.minor}"]
     if device.instance:
-        for key in _access(gpu, device.instance):
+        for key in access_keys(gpu, device.instance):
             if key not in nodes.mig_minors:
                 raise _refused("MigCapabilityUnknown", f"the driver lists no node for {key}")
             paths.append(f"/dev/nvidia-caps/nvidia-cap{nodes.mig_minors[key]}")
     return paths
 
 
-def _access(gpu: GPU, uuid: str) -> tuple[str, str]:
-    """The keys of the access nodes of a MIG device."""
+def access_keys(gpu: GPU, uuid: str) -> tuple[str, str]:
+    """The keys of the access nodes of a MIG device. Raises GpufleetError (DeviceNotOffered)."""
     for instance in gpu.instances:
         for compute in instance.compute:
             if compute.uuid == uuid:

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gpufleet.devices.allocation import CONTROL_NODES, DriverNodes, parse_mig_minors
@@ -47,10 +47,7 @@ def host_facts(root: Path) -> HostFacts:
         driver=_driver(root),
         library=next((f"/{folder}" for folder in _LIBRARIES if (root / folder / _NVML).exists()), ""),
         gpus=sum(_is_gpu(device) for device in _entries(root / "sys/bus/pci/devices")),
-        toolkit=next(
-            (f"/{place}/{tool}" for place in _TOOLKITS for tool in _TOOLS if (root / place / tool).exists()),
-            "",
-        ),
+        toolkit=_tool(root, _TOOLS),
         cdi=tuple(_named(root, path) for path in _cdi_specs(root)),
         sockets=tuple(_named(root, path) for path in _plugin_sockets(root)),
         services=tuple(sorted({path.name for path in _plugin_units(root)})),
@@ -62,6 +59,16 @@ def driver_nodes(root: Path) -> DriverNodes:
     """The device nodes of the driver that the host has now."""
     control = tuple(path for path in CONTROL_NODES if (root / path.lstrip("/")).exists())
     return DriverNodes(control, parse_mig_minors(_text(root / "proc/driver/nvidia-caps/mig-minors")))
+
+
+def spec_generator(root: Path) -> str:
+    """Where nvidia-ctk is on the host, as the host names it; empty without one."""
+    return _tool(root, _TOOLS[:1])
+
+
+def _tool(root: Path, tools: Sequence[str]) -> str:
+    places = (f"/{place}/{tool}" for place in _TOOLKITS for tool in tools)
+    return next((place for place in places if (root / place.lstrip("/")).exists()), "")
 
 
 def _driver(root: Path) -> str:

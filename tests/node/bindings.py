@@ -19,12 +19,19 @@ def free_of_doubles(kubelet: FakeKubelet, resource: str) -> bool:
 
 
 class Bindings:
-    """A scheduler that picks devices for pods, binds them, and learns from the kubelet who got what."""
+    """A scheduler that picks devices for pods, binds them, and learns from the kubelet who got what.
 
-    def __init__(self, kubelet: FakeKubelet, plugin: DevicePlugin, resource: str, seed: int) -> None:
+    Between its binding and its admission a pod waits for up to `disorder` turns of the event loop: few, and
+    pods are admitted nearly in the order in which they were bound; hundreds, and they come in any order.
+    """
+
+    def __init__(
+        self, kubelet: FakeKubelet, plugin: DevicePlugin, resource: str, seed: int, disorder: int = 5
+    ) -> None:
         self.kubelet = kubelet
         self.plugin = plugin
         self.resource = resource
+        self.disorder = disorder
         self.every = sorted(kubelet.devices[resource])
         self.unconfirmed: dict[str, list[str]] = {}
         self.swaps = 0
@@ -41,7 +48,7 @@ class Bindings:
 
     async def admit(self, uid: str, size: int) -> None:
         pick = self.bind(uid, size)
-        await self.pause(5)
+        await self.pause(self.disorder)
         (held,) = await self.kubelet.admit(uid, {self.resource: size})
         self.plugin.picks = self.plugin.picks.confirmed(uid, "main", self.resource, [*held.ids])
         del self.unconfirmed[uid]

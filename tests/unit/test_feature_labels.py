@@ -315,7 +315,7 @@ def test_a_node_of_several_models_that_are_cut_has_one_map_whatever_the_order() 
         for _ in range(1000):
             draw.shuffle(gpus)
             inventory = Inventory("580.95.05", gpus=tuple(gpus))
-            config = PluginConfig(mig_strategy=strategy)  # type: ignore[arg-type]
+            config = PluginConfig(mig_strategy=strategy)
             maps.add(tuple(sorted(feature_labels(inventory, config).items())))
         assert len(maps) == 1
         key = "gpu" if strategy == "single" else "mig-1g.10gb"

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from gpufleet.devices.host_facts import host_facts
+from gpufleet.devices.mps import RECORD
 from gpufleet.devices.ownership import Ownership, ownership
 from gpufleet.devices.ownership_facts import (
     ClusterObjects,
@@ -172,6 +173,34 @@ def test_a_foreign_mps_daemon_on_the_host_keeps_ours_away(tmp_path: Path, socket
     found = ownership(_facts(shape, msgspec.structs.replace(host, driver="580.95.05", gpus=8)))
     assert found.part("mps").owner == "external:host-service"
     assert found.registers
+
+
+def test_our_own_mps_daemons_are_ours_and_those_beside_them_are_not(
+    tmp_path: Path, sockets: ExitStack
+) -> None:
+    root = tmp_path / "run/nvidia/mps/nvidia.com"
+    for name in ("gpu", "gpu.shared"):
+        sockets.enter_context(_listening(root / name / "pipe/control"))
+        (root / name / RECORD).touch()
+    assert host_facts(tmp_path).mps == ()
+    shape = _shape("bare-with-toolkit")
+    host = msgspec.structs.replace(host_facts(tmp_path), driver="580.95.05", gpus=8)
+    assert ownership(_facts(shape, host)).part("mps").does == "run"
+    (root / "gpu.shared" / RECORD).unlink()
+    assert host_facts(tmp_path).mps == ("/run/nvidia/mps/nvidia.com/gpu.shared/pipe",)
+
+
+def test_a_record_outside_the_mps_root_makes_no_daemon_ours(tmp_path: Path, sockets: ExitStack) -> None:
+    sockets.enter_context(_listening(tmp_path / "tmp/nvidia-mps/control"))
+    (tmp_path / "tmp" / RECORD).touch()
+    assert host_facts(tmp_path).mps == ("/tmp/nvidia-mps",)
+
+
+def test_the_pipe_of_an_mps_daemon_that_has_ended_is_nobodys(tmp_path: Path, sockets: ExitStack) -> None:
+    sockets.enter_context(_listening(tmp_path / "run/nvidia/mps/nvidia.com/gpu/pipe/control"))
+    sockets.close()
+    assert (tmp_path / "run/nvidia/mps/nvidia.com/gpu/pipe/control").is_socket()
+    assert host_facts(tmp_path).mps == ()
 
 
 def test_a_capacity_that_is_no_number_is_somebodys() -> None:

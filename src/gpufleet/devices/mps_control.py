@@ -7,8 +7,8 @@ has our pipe folder, so that a pid which now belongs to somebody else is never s
 comes later knows the daemon of the one before.
 
 The folders are never removed: running containers have them mounted, and would keep a folder that nobody
-writes to any more. What a daemon has been told is kept beside them (`RECORD`), for the next agent. The file is
-there, and empty, before the daemon starts: one whose agent dies in between is found, and known as ours.
+writes to any more. What a daemon has been told is kept beside them (`RECORD`), for the next agent. The record
+is there, and empty, before the daemon starts: one whose agent dies in between is found, and known as ours.
 Source: NVIDIA's MPS guide, man nvidia-cuda-mps-control.
 """
 

@@ -14,13 +14,14 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from tests.node.bindings import Bindings, free_of_doubles
 from tests.node.fake_kubelet import AdmissionError, FakeKubelet, allocate
 from tests.unit.inventories import SEVEN, islands, node, uuid_of, whole
 
 from gpufleet.devices.allocation import Grant, Mount
 from gpufleet.devices.device_plugin import DevicePlugin, remove_stale, socket_name
 from gpufleet.devices.inventory import Inventory
-from gpufleet.devices.picks import Pick, Picks, swapped
+from gpufleet.devices.picks import Pick, Picks
 from gpufleet.devices.plugin_config import PluginConfig, SharedResource, Sharing
 from gpufleet.devices.plugin_node import PluginNode
 from gpufleet.devices.preferred_allocation import topology
@@ -77,11 +78,6 @@ def make(kubelet: FakeKubelet, node: PluginNode) -> DevicePlugin:
     plugin = DevicePlugin(kubelet.plugins, poll_s=0.01)
     plugin.update(node)
     return plugin
-
-
-def free_of_doubles(kubelet: FakeKubelet, resource: str) -> bool:
-    held = [one for held in kubelet.held if held.resource == resource for one in held.ids]
-    return len(held) == len(set(held))
 
 
 def sockets(kubelet: FakeKubelet) -> list[str]:
@@ -379,57 +375,6 @@ async def answered(client: PodResources) -> None:
             await asyncio.sleep(0.05)
 
 
-class Bindings:
-    """A scheduler that picks devices for pods, binds them, and learns from the kubelet who got what."""
-
-    def __init__(self, kubelet: FakeKubelet, plugin: DevicePlugin, seed: int) -> None:
-        self.kubelet = kubelet
-        self.plugin = plugin
-        self.every = sorted(kubelet.devices[SLICE])
-        self.unconfirmed: dict[str, list[str]] = {}
-        self.swaps = 0
-        self.admitted = 0
-        self.chance = random.Random(seed)
-
-    def bind(self, uid: str, size: int) -> Pick:
-        promised = {one for ids in self.unconfirmed.values() for one in ids}
-        free = [one for one in self.every if one not in promised | self.kubelet.in_use(SLICE)]
-        self.unconfirmed[uid] = self.chance.sample(free, size)
-        pick = Pick(uid, "main", SLICE, tuple(self.unconfirmed[uid]))
-        self.plugin.picks = self.plugin.picks.bound([pick])
-        return pick
-
-    async def admit(self, uid: str, size: int) -> None:
-        pick = self.bind(uid, size)
-        await self.pause(5)
-        (held,) = await self.kubelet.admit(uid, {SLICE: size})
-        self.plugin.picks = self.plugin.picks.confirmed(uid, "main", SLICE, [*held.ids])
-        del self.unconfirmed[uid]
-        self.swaps += swapped(pick, [*held.ids])
-        self.admitted += 1
-        assert free_of_doubles(self.kubelet, SLICE)
-
-    async def pause(self, turns: int) -> None:
-        for _ in range(self.chance.randrange(turns)):
-            await asyncio.sleep(0)
-
-    async def run(self, sizes: Sequence[int], *, strict: bool) -> None:
-        """As many pods at once as surely fit; with `strict`, one unconfirmed pod per count."""
-        room = asyncio.Semaphore(len(self.every) // max(sizes))
-        turns = {size: asyncio.Semaphore(1 if strict else len(sizes)) for size in sizes}
-
-        async def live(uid: str, size: int) -> None:
-            async with room:
-                async with turns[size]:
-                    await self.admit(uid, size)
-                await self.pause(20)
-                self.kubelet.finish(uid)
-
-        async with asyncio.TaskGroup() as group:
-            for number, size in enumerate(sizes):
-                group.create_task(live(f"pod-{number}", size))
-
-
 @pytest.mark.parametrize("strict", [True, False])
 async def test_two_thousand_concurrent_admissions_with_picks_double_no_device(
     root: Path, strict: bool
@@ -437,7 +382,7 @@ async def test_two_thousand_concurrent_admissions_with_picks_double_no_device(
     """With one unconfirmed pod per count each pod gets its pick; else some swap, and none shares a device."""
     chance = random.Random(5)
     async with pair(root, offered(node(*[SEVEN] * 8))) as (kubelet, plugin):
-        scheduler = Bindings(kubelet, plugin, seed=7)
+        scheduler = Bindings(kubelet, plugin, SLICE, seed=7)
         sizes = [chance.choice([1, 1, 2]) for _ in range(ADMISSIONS)]
         await scheduler.run(sizes, strict=strict)
         print(

@@ -7,7 +7,16 @@ import random
 import pytest
 
 from gpufleet.devices.backend import Event
-from gpufleet.devices.device_health import CALM_S, SERIOUS_XIDS, VERDICTS, Health, Illness, Reading, observe
+from gpufleet.devices.device_health import (
+    CALM_S,
+    SERIOUS_XIDS,
+    VERDICTS,
+    Health,
+    Illness,
+    Reading,
+    notice,
+    observe,
+)
 
 A, B = "GPU-a", "GPU-b"
 WELL = {A: Reading(0), B: Reading(0)}
@@ -36,7 +45,7 @@ def test_a_serious_xid_makes_its_gpu_sick_and_no_other(code: int, instance: int 
 def test_the_first_reason_of_an_illness_is_kept() -> None:
     health = observe({}, [xid(95)], WELL, 1.0)
     health = observe(health, [xid(48)], {A: Reading(1), B: Reading(0)}, 2.0)
-    assert health == {A: Illness("Xid95", SERIOUS_XIDS[95], 1.0, 2.0)}
+    assert health == {A: Illness("Xid95", SERIOUS_XIDS[95], 1.0)}
 
 
 @pytest.mark.parametrize("action", VERDICTS)
@@ -52,8 +61,31 @@ def test_a_verdict_of_a_later_driver_is_an_illness_too() -> None:
 def test_a_gpu_is_well_once_the_verdict_has_been_calm_for_a_while() -> None:
     health = observe({}, [xid(95)], {A: Reading(1)}, 0.0)
     health = observe(health, (), {A: Reading(1)}, 10.0)
-    assert observe(health, (), {A: Reading(0)}, 10.0 + CALM_S - 0.1) == health
-    assert observe(health, (), {A: Reading(0)}, 10.0 + CALM_S) == {}
+    calm = observe(health, (), {A: Reading(0)}, 20.0)
+    assert set(observe(calm, (), {A: Reading(0)}, 20.0 + CALM_S - 0.1)) == {A}
+    assert observe(calm, (), {A: Reading(0)}, 20.0 + CALM_S) == {}
+
+
+@pytest.mark.parametrize("between", [Reading(1), Reading(None), Reading(None, answered=False)])
+def test_a_verdict_that_was_not_given_on_end_makes_no_gpu_well(between: Reading) -> None:
+    health = observe({}, [xid(95)], {A: Reading(0)}, 0.0)
+    health = observe(health, (), {A: between}, CALM_S - 1)
+    assert set(observe(health, (), {A: Reading(0)}, CALM_S + 1)) == {A}
+
+
+def test_a_found_gpu_is_not_well_before_its_recovery_action_could_be_asked() -> None:
+    health = observe({}, (), {A: Reading(None, "no answer", answered=False)}, 0.0)
+    health = observe(health, (), {A: Reading(None, answered=False)}, 1.0)
+    assert set(health) == {A}
+    assert set(observe(health, (), {A: Reading(2)}, 2.0)) == {A}
+    assert observe(health, (), {A: Reading(0)}, 2.0) == {}
+
+
+def test_an_event_alone_makes_its_gpu_sick_and_leaves_the_others_as_they_are() -> None:
+    sick = {B: Illness("Xid48", "", 0.0, calm_since=3.0)}
+    found = notice(sick, [xid(79), xid(79, "GPU-gone"), xid(13, B)], {A, B}, 4.0)
+    assert found == {**sick, A: Illness("Xid79", SERIOUS_XIDS[79], 4.0)}
+    assert notice(sick, [xid(95, B)], {A, B}, 4.0) == {B: Illness("Xid48", "", 0.0)}
 
 
 def test_without_a_verdict_time_alone_heals_nothing_and_a_reset_does() -> None:
@@ -118,7 +150,7 @@ def test_no_sequence_of_events_leaves_a_broken_gpu_in_use_or_a_sound_one_out_of_
             for uuid in set(health) - fell_ill:
                 assert world.now - world.mended[uuid] <= CALM_S + 2.0, (seed, world.now)
         calm = {uuid: Reading(0 if verdicts else None) for uuid in (A, B)}
-        for wait in (0.1, CALM_S):
+        for wait in (0.1, CALM_S + 0.1):
             world.now += wait
             health = observe(health, (), calm, world.now)
         if verdicts:

@@ -43,9 +43,13 @@ ROWS = (
     # driver's name              MiB     cc      family          slice       MiB   n  SMs
     Row("NVIDIA A100-SXM4-40GB",   40960,  8, 0, "ampere",       "1g.5gb",   4864, 7, 14),
     Row("NVIDIA A100-SXM4-80GB",   81920,  8, 0, "ampere",       "1g.10gb",  9728, 7, 14),
+    Row("NVIDIA A100-PCIE-40GB",   40960,  8, 0, "ampere",       "1g.5gb",   4864, 7, 14),
+    Row("NVIDIA A100 80GB PCIe",   81920,  8, 0, "ampere",       "1g.10gb",  9728, 7, 14),
     Row("NVIDIA A30",              24576,  8, 0, "ampere",       "1g.6gb",   5952, 4, 14),
     Row("NVIDIA H100 80GB HBM3",   81559,  9, 0, "hopper",       "1g.10gb",  9984, 7, 16),
     Row("NVIDIA H100 NVL",         95830,  9, 0, "hopper",       "1g.12gb", 11008, 7, 16),
+    Row("NVIDIA H100 PCIe",        81559,  9, 0, "hopper",       "1g.10gb",  9984, 7, 14),
+    Row("NVIDIA H200 NVL",        143771,  9, 0, "hopper",       "1g.18gb", 16384, 7, 16),
     Row("NVIDIA H200",            143771,  9, 0, "hopper",       "1g.18gb", 16384, 7, 16),
     Row("NVIDIA B200",            183359, 10, 0, "blackwell",    "1g.23gb", 22528, 7, 18),
     Row("NVIDIA GB200",           189471, 10, 0, "blackwell",    "1g.23gb", 23040, 7, 18),
@@ -55,6 +59,8 @@ ROWS = (
     Row("NVIDIA A10G",             23028,  8, 6, "ampere"),
     Row("Tesla V100-SXM2-16GB",    16384,  7, 0, "volta"),
 )  # fmt: skip
+BY_NAME = {row.name: row for row in ROWS}
+H100, L4, T4 = (BY_NAME[name] for name in ("NVIDIA H100 80GB HBM3", "NVIDIA L4", "Tesla T4"))
 GPUS = 2
 WITHOUT_SHARING = Sharing()
 SHARINGS = {
@@ -174,6 +180,17 @@ def test_whole_gpus_are_labelled_by_the_rules(row: Row, strategy: str, sharing: 
 
 
 CUTTABLE = [row for row in ROWS if row.slice]
+INVALID: dict[str, tuple[int | None, ...]] = {
+    "empty": (0, 0),
+    "one empty": (1, 0),
+    "one whole": (1, None),
+}
+"""Cuts with which the strategy `single` cannot be."""
+
+
+def test_the_tables_have_ten_products_that_can_be_cut_and_all_in_use_that_cannot() -> None:
+    assert len({row.product for row in CUTTABLE}) >= 10
+    assert {"NVIDIA-L4", "NVIDIA-L40S", "Tesla-T4", "NVIDIA-A10G"} <= {row.product for row in ROWS}
 
 
 @pytest.mark.parametrize("sharing", ["none", "time-slicing", "renamed"])
@@ -190,7 +207,7 @@ def test_mig_devices_are_labelled_by_the_rules(row: Row, sharing: str) -> None:
 
 
 @pytest.mark.parametrize("sharing", ["none", "time-slicing", "renamed"])
-@pytest.mark.parametrize("cut", [(0, 0), (1, 0), (1, None)], ids=["empty", "one empty", "one whole"])
+@pytest.mark.parametrize("cut", INVALID.values(), ids=INVALID)
 @pytest.mark.parametrize("row", CUTTABLE, ids=lambda row: row.product)
 def test_the_strategy_single_says_where_it_cannot_be(
     row: Row, cut: tuple[int | None, ...], sharing: str
@@ -212,11 +229,37 @@ def test_two_profiles_are_invalid_under_single_and_told_apart_under_mixed(row: R
     assert found[f"{N}mig-1c.2g.99gb.me.product"] == f"{row.product}-MIG-1c.2g.99gb.me"
 
 
+@pytest.mark.parametrize("cut", ["whole slices", "empty", "one empty", "one whole"])
 @pytest.mark.parametrize("strategy", ["none", "single", "mixed"])
-def test_mps_with_mig_is_refused(strategy: str) -> None:
+@pytest.mark.parametrize("row", CUTTABLE, ids=lambda row: row.product)
+def test_mps_with_mig_is_refused(row: Row, strategy: str, cut: str) -> None:
+    cuts = {"whole slices": (row.slices, row.slices), **INVALID}[cut]
     config = PluginConfig(mig_strategy=strategy, sharing=SHARINGS["mps"])  # type: ignore[arg-type]
     with pytest.raises(GpufleetError, match="MIG mode cannot be shared"):
-        feature_labels(node(ROWS[3], (7, 7)), config)
+        feature_labels(node(row, cuts), config)
+
+
+@pytest.mark.parametrize("sharing", ["time-slicing", "renamed"])
+@pytest.mark.parametrize("row", CUTTABLE, ids=lambda row: row.product)
+def test_shared_mig_devices_say_so_and_the_gpus_around_them_do_not(row: Row, sharing: str) -> None:
+    resource = f"{N}mig-{row.slice}"
+    renamed = f"{resource}.shared" if sharing == "renamed" else ""
+    shared = Sharing("time-slicing", (SharedResource(resource, 4, renamed),))
+    config = PluginConfig(mig_strategy="mixed", sharing=shared)
+    expected = uncut(row, "none", "mixed") | CUT | part(row, f"mig-{row.slice}", sharing)
+    assert feature_labels(node(row, (row.slices, row.slices)), config) == expected
+
+
+@pytest.mark.parametrize("sharing", ["none", "time-slicing", "renamed"])
+@pytest.mark.parametrize("row", CUTTABLE, ids=lambda row: row.product)
+def test_a_whole_gpu_beside_a_cut_one_speaks_for_both(row: Row, sharing: str) -> None:
+    """Both are counted, and what is shared is the whole one."""
+    inventory = node(row, (row.slices, None))
+    config = PluginConfig(mig_strategy="none", sharing=SHARINGS[sharing])
+    assert feature_labels(inventory, config) == uncut(row, sharing, "none")
+    config = PluginConfig(mig_strategy="mixed", sharing=SHARINGS[sharing])
+    slices = part(row, f"mig-{row.slice}", "none") | {f"{N}mig-{row.slice}.count": str(row.slices)}
+    assert feature_labels(inventory, config) == uncut(row, sharing, "mixed") | slices
 
 
 def test_a_node_without_gpus_has_hardly_any_labels() -> None:
@@ -229,7 +272,7 @@ def test_a_node_without_gpus_has_hardly_any_labels() -> None:
 
 
 def test_what_only_some_nodes_have() -> None:
-    inventory = node(ROWS[3], (None, None))
+    inventory = node(H100, (None, None))
     fabric = [msgspec.structs.replace(gpu, clique="7b968a6d.1") for gpu in inventory.gpus]
     inventory = msgspec.structs.replace(
         inventory, driver="550.54", machine="", gpus=tuple(fabric), vgpu=VirtualGPU("550.90", "r550_87")
@@ -246,7 +289,7 @@ def test_what_only_some_nodes_have() -> None:
 
 
 def test_a_node_of_several_models_has_one_map_whatever_the_order() -> None:
-    l4, t4 = node(ROWS[8], (None,)).gpus[0], node(ROWS[10], (None,)).gpus[0]
+    l4, t4 = node(L4, (None,)).gpus[0], node(T4, (None,)).gpus[0]
     models = [t4, l4, l4, t4, l4]
     gpus = [msgspec.structs.replace(gpu, index=i, uuid=f"GPU-{i}") for i, gpu in enumerate(models)]
     draw, maps = random.Random(5), set()
@@ -262,23 +305,47 @@ def test_a_node_of_several_models_has_one_map_whatever_the_order() -> None:
     assert found["gpufleet.dev/gpu.NVIDIA-L4.memory"] == "23034"
 
 
+def test_a_node_of_several_models_that_are_cut_has_one_map_whatever_the_order() -> None:
+    a100, h100 = node(BY_NAME["NVIDIA A100-SXM4-80GB"], (7,)).gpus[0], node(H100, (7,)).gpus[0]
+    models = [h100, a100, a100, h100]
+    gpus = [msgspec.structs.replace(gpu, index=i, uuid=f"GPU-{i}") for i, gpu in enumerate(models)]
+    draw = random.Random(6)
+    for strategy in ("single", "mixed"):
+        maps = set()
+        for _ in range(1000):
+            draw.shuffle(gpus)
+            inventory = Inventory("580.95.05", gpus=tuple(gpus))
+            config = PluginConfig(mig_strategy=strategy)
+            maps.add(tuple(sorted(feature_labels(inventory, config).items())))
+        assert len(maps) == 1
+        key = "gpu" if strategy == "single" else "mig-1g.10gb"
+        found = dict(maps.pop())
+        assert found[f"{N}{key}.product"] == "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", "of the lowest index"
+        assert found[f"{N}{key}.count"] == "28"
+
+
 def test_of_two_models_as_frequent_the_one_with_the_lowest_index_speaks() -> None:
-    l4, t4 = node(ROWS[8], (None,)).gpus[0], node(ROWS[10], (None,)).gpus[0]
+    l4, t4 = node(L4, (None,)).gpus[0], node(T4, (None,)).gpus[0]
     for first, second in ((l4, t4), (t4, l4)):
         gpus = (msgspec.structs.replace(second, index=1), msgspec.structs.replace(first, index=0))
         found = feature_labels(Inventory("580.95.05", gpus=gpus), PluginConfig())
         assert found[f"{N}gpu.product"] == label_value(first.name)
 
 
-@given(st.lists(st.text(max_size=200), min_size=1, max_size=3), st.text(max_size=200), st.booleans())
+texts = st.text(max_size=200)
+versions = st.lists(texts.filter(lambda text: "." not in text), min_size=2, max_size=3).map(".".join)
+
+
+@given(st.lists(texts, min_size=1, max_size=3), texts, versions, texts, texts, st.booleans())
 def test_every_key_and_value_is_valid_whatever_the_driver_says(
-    names: list[str], machine: str, single: bool
+    names: list[str], machine: str, driver: str, clique: str, host: str, single: bool
 ) -> None:
+    first = node(H100, (7,)).gpus[0]
     gpus = tuple(
-        msgspec.structs.replace(node(ROWS[3], (7,)).gpus[0], index=index, uuid=f"GPU-{index}", name=name)
+        msgspec.structs.replace(first, index=index, uuid=f"GPU-{index}", name=name, clique=clique)
         for index, name in enumerate(names)
     )
-    inventory = Inventory("580.95.05", "13.580", (13, 0), machine, gpus)
+    inventory = Inventory(driver, "13.580", (13, 0), machine, gpus, VirtualGPU(host, host))
     config = PluginConfig(mig_strategy="single" if single else "mixed", sharing=SHARINGS["time-slicing"])
     for key, value in feature_labels(inventory, config).items():
         assert KEY.fullmatch(key), key

@@ -21,6 +21,7 @@ import pytest
 from tests.unit.inventories import gpu, uuid_of
 
 from gpufleet.devices.clocks import RunningClock
+from gpufleet.devices.host_facts import host_facts
 from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.mps import MpsDaemon, MpsGPU, MpsPlan, plan_daemons
 from gpufleet.devices.mps_control import MpsControl
@@ -299,6 +300,41 @@ def test_an_agent_that_stops_leaves_its_daemon_to_the_next_one(machine: Node) ->
             assert machine.pid() == first
             assert daemons.states[SHARED].restarts == 0
             assert daemons.sick == frozenset()
+
+    run(story())
+
+
+def test_a_daemon_whose_agent_died_before_it_told_it_anything_is_known_and_ended_by_the_next(
+    machine: Node,
+) -> None:
+    async def story() -> None:
+        await MpsControl(machine.root, SHARED, COMMAND).start()
+        first = machine.pid()
+        async with machine.agent() as daemons:
+            daemons.update(MpsPlan(), ())
+            await until(lambda: not machine.processes())
+            assert not psutil.pid_exists(first) or psutil.Process(first).status() == psutil.STATUS_ZOMBIE
+
+    run(story())
+
+
+def test_a_daemon_is_ours_on_its_host_from_its_start_to_its_end(machine: Node) -> None:
+    async def story() -> None:
+        node = Node(machine.root / "run/nvidia/mps")
+        pipe = f"/run/nvidia/mps/{SHARED}/pipe"
+        control = MpsControl(node.root, SHARED, COMMAND)
+        await control.start()
+        assert (node.root / SHARED / "pipe" / "control").is_socket()
+        assert host_facts(machine.root).mps == ()
+        async with node.agent() as daemons:
+            daemons.update(plan(2), ())
+            await until(lambda: ready(daemons))
+            assert host_facts(machine.root).mps == ()
+            control.forget()
+            assert host_facts(machine.root).mps == (pipe,)
+            daemons.update(MpsPlan(), ())
+            await until(lambda: not node.processes())
+            await until(lambda: host_facts(machine.root).mps == ())
 
     run(story())
 

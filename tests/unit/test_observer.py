@@ -85,15 +85,43 @@ def test_a_serious_event_is_told_in_its_own_round_and_recovery_too() -> None:
     assert watching.seen[-1].health == {}
 
 
-def test_an_event_outlives_a_round_that_fails() -> None:
+def test_an_event_is_told_before_the_driver_is_asked_for_anything() -> None:
     watching = Watching()
     watching.look()
     watching.driver.broken = True
     with pytest.raises(BackendError):
         watching.look(Event("xid", "GPU-a", 79))
+    assert watching.seen[-1].health["GPU-a"].reason == "Xid79"
+    assert watching.seen[-1].at == watching.seen[0].at, (
+        "what the driver has not said again is as old as it was"
+    )
     watching.driver.broken = False
     watching.look()
-    assert watching.seen[-1].health["GPU-a"].reason == "Xid79"
+    assert len(watching.seen) == 2
+    assert watching.observer.last is not None
+    assert watching.observer.last.at == watching.now
+
+
+def test_an_event_that_comes_before_the_first_inventory_outlives_rounds_that_fail() -> None:
+    watching = Watching()
+    watching.driver.broken = True
+    with pytest.raises(BackendError):
+        watching.look(Event("xid", "GPU-a", 79))
+    assert watching.seen == []
+    watching.driver.broken = False
+    watching.look()
+    assert [seen.health["GPU-a"].reason for seen in watching.seen] == ["Xid79"]
+
+
+def test_an_event_makes_nothing_well_that_was_not_reset() -> None:
+    watching = Watching()
+    watching.driver.verdicts["GPU-a"] = 1
+    watching.look()
+    watching.driver.broken = True
+    for _ in range(3):
+        with pytest.raises(BackendError):
+            watching.look(Event("recovery", "GPU-a", 0), after=INVENTORY_S)
+    assert set(watching.seen[-1].health) == {"GPU-a"}
 
 
 def test_a_running_observer_tells_of_an_event_at_once_and_survives_errors() -> None:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from gpufleet.devices.host_facts import host_facts
+from gpufleet.devices.mps import RECORD
 from gpufleet.devices.ownership import Ownership, ownership
 from gpufleet.devices.ownership_facts import (
     ClusterObjects,
@@ -38,7 +39,8 @@ def _convert(value: Any, wanted: Any) -> Any:
     return None if value is None else msgspec.convert(value, list[wanted])
 
 
-def _facts(shape: dict[str, Any], host: HostFacts | None) -> Facts:
+def shape_facts(shape: dict[str, Any], host: HostFacts | None) -> Facts:
+    """The facts of a shape of cluster_shapes/, with what was found on its host."""
     cluster = ClusterObjects(
         node=msgspec.convert(shape["node"], objects.Node),
         pods=_convert(shape.get("pods", []), objects.Pod),
@@ -110,7 +112,7 @@ def test_each_part_of_a_recorded_cluster_has_its_owner(
 ) -> None:
     shape = yaml.safe_load(path.read_text())
     _build(tmp_path, shape["host"], sockets)
-    owners = ownership(_facts(shape, host_facts(tmp_path)))
+    owners = ownership(shape_facts(shape, host_facts(tmp_path)))
     assert _told(owners) == shape["expect"]
     assert all(reason.code in CODES for part in owners.parts for reason in part.reasons)
 
@@ -128,14 +130,14 @@ def test_a_source_that_cannot_be_read_never_makes_us_a_registrar(
     if missing == "node":
         facts = node_facts(ClusterObjects(), host)
     else:
-        facts = _facts(shape if missing == "host" else {**shape, missing: None}, host)
+        facts = shape_facts(shape if missing == "host" else {**shape, missing: None}, host)
     owners = ownership(facts)
     assert not owners.registers
     assert owners.part("mig-manager").does != "run"
 
 
 def test_capacity_without_a_pod_names_the_evidence_and_the_image() -> None:
-    part = ownership(_facts(_shape("bottlerocket"), HostFacts(driver="580.95.05", gpus=8))).part(
+    part = ownership(shape_facts(_shape("bottlerocket"), HostFacts(driver="580.95.05", gpus=8))).part(
         "device-plugin"
     )
     assert [reason.message for reason in part.reasons] == [
@@ -147,7 +149,7 @@ def test_capacity_without_a_pod_names_the_evidence_and_the_image() -> None:
 
 
 def test_the_gke_trap_is_told_with_the_way_out() -> None:
-    driver = ownership(_facts(_shape("gke-opted-out-no-driver"), HostFacts(gpus=8))).part("driver")
+    driver = ownership(shape_facts(_shape("gke-opted-out-no-driver"), HostFacts(gpus=8))).part("driver")
     assert "finishes GKE's driver installation" in driver.reasons[0].message
     assert driver.command == "kubectl label node gke-a100-2 gke-no-default-nvidia-gpu-device-plugin-"
 
@@ -169,15 +171,43 @@ def test_a_foreign_mps_daemon_on_the_host_keeps_ours_away(tmp_path: Path, socket
     host = host_facts(tmp_path)
     assert host.mps == ("/run/nvidia/mps/nvidia.com/gpu/pipe",)
     shape = _shape("bare-with-toolkit")
-    found = ownership(_facts(shape, msgspec.structs.replace(host, driver="580.95.05", gpus=8)))
+    found = ownership(shape_facts(shape, msgspec.structs.replace(host, driver="580.95.05", gpus=8)))
     assert found.part("mps").owner == "external:host-service"
     assert found.registers
+
+
+def test_our_own_mps_daemons_are_ours_and_those_beside_them_are_not(
+    tmp_path: Path, sockets: ExitStack
+) -> None:
+    root = tmp_path / "run/nvidia/mps/nvidia.com"
+    for name in ("gpu", "gpu.shared"):
+        sockets.enter_context(_listening(root / name / "pipe/control"))
+        (root / name / RECORD).touch()
+    assert host_facts(tmp_path).mps == ()
+    shape = _shape("bare-with-toolkit")
+    host = msgspec.structs.replace(host_facts(tmp_path), driver="580.95.05", gpus=8)
+    assert ownership(shape_facts(shape, host)).part("mps").does == "run"
+    (root / "gpu.shared" / RECORD).unlink()
+    assert host_facts(tmp_path).mps == ("/run/nvidia/mps/nvidia.com/gpu.shared/pipe",)
+
+
+def test_a_record_outside_the_mps_root_makes_no_daemon_ours(tmp_path: Path, sockets: ExitStack) -> None:
+    sockets.enter_context(_listening(tmp_path / "tmp/nvidia-mps/control"))
+    (tmp_path / "tmp" / RECORD).touch()
+    assert host_facts(tmp_path).mps == ("/tmp/nvidia-mps",)
+
+
+def test_the_pipe_of_an_mps_daemon_that_has_ended_is_nobodys(tmp_path: Path, sockets: ExitStack) -> None:
+    sockets.enter_context(_listening(tmp_path / "run/nvidia/mps/nvidia.com/gpu/pipe/control"))
+    sockets.close()
+    assert (tmp_path / "run/nvidia/mps/nvidia.com/gpu/pipe/control").is_socket()
+    assert host_facts(tmp_path).mps == ()
 
 
 def test_a_capacity_that_is_no_number_is_somebodys() -> None:
     shape = _shape("bare-with-toolkit")
     shape["node"]["status"]["capacity"]["nvidia.com/gpu"] = "plenty"
-    found = ownership(_facts(shape, HostFacts(driver="580.95.05", gpus=8)))
+    found = ownership(shape_facts(shape, HostFacts(driver="580.95.05", gpus=8)))
     assert found.part("device-plugin").reasons[0].code == "RegisteredByOther"
 
 
@@ -199,4 +229,4 @@ def _where(operator: str) -> dict[str, Any]:
 def test_a_slice_of_gpus_counts_for_the_nodes_that_it_covers(spec: dict[str, Any], registers: bool) -> None:
     shape = _shape("bare-with-toolkit")
     shape["resourceSlices"] = [{"metadata": {"name": "s"}, "spec": {"driver": "gpu.nvidia.com", **spec}}]
-    assert ownership(_facts(shape, HostFacts(driver="580.95.05", gpus=8))).registers is registers
+    assert ownership(shape_facts(shape, HostFacts(driver="580.95.05", gpus=8))).registers is registers

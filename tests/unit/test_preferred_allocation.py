@@ -50,11 +50,41 @@ def anyhow(seed: int) -> Callable[[int, int], Link]:
     return lambda one, other: Link(chance.choice(LEVELS).pcie, chance.choice([0, 0, 1, 4]))
 
 
+def two_sockets(one: int, other: int) -> Link:
+    """Four GPUs at each processor, and nothing but processors between any two."""
+    return Link("cpu" if one // 4 == other // 4 else "system")
+
+
+def switched(one: int, other: int) -> Link:
+    """A DGX with NVLink switches: 18 links between any two, beside the PCIe of two processors."""
+    return Link(pcie_tree(one, other).pcie, 18)
+
+
+def quads(one: int, other: int) -> Link:
+    """Two quads, one at each processor, three links between any two of a quad."""
+    return Link(two_sockets(one, other).pcie, 3 if one // 4 == other // 4 else 0)
+
+
+def bridged(one: int, other: int) -> Link:
+    """Pairs with a bridge of NVLink on a PCIe tree of two processors."""
+    return Link(pcie_tree(one, other).pcie, 12 if one // 2 == other // 2 else 0)
+
+
+def crossed(one: int, other: int) -> Link:
+    """Bridges that join GPUs of different processors: NVLink and PCIe say different things."""
+    return Link(pcie_tree(one, other).pcie, 12 if one % 4 == other % 4 else 0)
+
+
 MATRICES: dict[str, Links] = {
+    "DGX with NVLink switches": linked(8, switched),
     "all to all": linked(8, lambda a, b: Link("system", 18)),
     "pairs of NVLink": islands(8, 2),
+    "pairs on a PCIe tree": linked(8, bridged),
+    "pairs across processors": linked(8, crossed),
+    "quads": linked(8, quads),
     "two islands": islands(8, 4),
     "PCIe tree": linked(8, pcie_tree),
+    "two sockets": linked(8, two_sockets),
     "cube mesh": linked(8, dgx1),
     "no links known": {},
     **{f"random {seed}": linked(8, anyhow(seed)) for seed in range(4)},
@@ -89,6 +119,22 @@ def test_every_size_of_every_free_set_of_eight_gpus_is_the_best_that_there_is(na
             best = max(judged(inventory, links, free, one) for one in every)
             first = next(one for one in every if judged(inventory, links, free, one) == best)
             assert chosen == first, (name, free, size)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_kubelet_is_told_the_best_of_every_free_set_whatever_the_size_of_the_node(name: str) -> None:
+    """Through the answer to the kubelet, by the sum of pair scores alone, on nodes of one to eight GPUs."""
+    for count in range(1, 9):
+        inventory, gpus = whole(count), EIGHT[:count]
+        links = {pair: link for pair, link in MATRICES[name].items() if set(pair) <= set(gpus)}
+        resource = offer(inventory, PluginConfig()).resource("nvidia.com/gpu")
+        found = topology(inventory, links)
+        for free in subsets(gpus):
+            for size in range(1, len(free) + 1):
+                chosen = preferred(resource, free, (), size, topology=found)
+                assert len(chosen) == len(set(chosen) & set(free)) == size
+                optimum = max(score(links, one) for one in combinations(free, size))
+                assert score(links, chosen) == optimum, (name, count, free, size)
 
 
 @pytest.mark.parametrize("name", ["two islands", "cube mesh", "random 0"])

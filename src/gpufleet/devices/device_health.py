@@ -13,7 +13,7 @@ Source: NVIDIA's Xid catalogue (the action that it calls immediate), NVML's reco
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -59,22 +59,25 @@ VERDICTS: Final[Mapping[int, str]] = {
 
 class Reading(msgspec.Struct, frozen=True):
     """What the driver says of a GPU now: its recovery action (None: it knows none), and `lost`: why it gets
-    no answer from it; empty while it does.
+    no answer from it; empty while it does. `answered` is False where the recovery action could not be asked.
     """
 
     verdict: int | None = None
     lost: str = ""
+    answered: bool = True
 
 
 class Illness(msgspec.Struct, frozen=True):
-    """Why a GPU is sick (`Xid79`, `GpuResetRequired`, `GpuLost`) and in words, since when, when the last bad
-    sign was seen, and whether the driver had lost it then.
+    """Why a GPU is sick (`Xid79`, `GpuResetRequired`, `GpuLost`) and in words, and since when.
+
+    `calm_since` is since when the driver's verdict has been that nothing has to be done (None: it is not),
+    `lost` whether the driver had lost the GPU when it was last asked.
     """
 
     reason: str
     message: str
     since: float
-    seen: float
+    calm_since: float | None = None
     lost: bool = False
 
 
@@ -93,6 +96,17 @@ def observe(health: Health, events: Iterable[Event], readings: Mapping[str, Read
         illness = _next(health.get(uuid), [*signs.get(uuid, ()), *_verdict(reading)], reading, now)
         if illness is not None:
             found[uuid] = illness
+    return found
+
+
+def notice(health: Health, events: Iterable[Event], uuids: Collection[str], now: float) -> Health:
+    """The health after events alone, before the driver is asked what it says of the GPUs `uuids`: what the
+    events call sick is sick, and nothing is well.
+    """
+    found = dict(health)
+    for uuid, signs in _signs(events).items():
+        if uuid in uuids:
+            found[uuid] = _ill(health.get(uuid), signs, now, lost=uuid in health and health[uuid].lost)
     return found
 
 
@@ -121,13 +135,28 @@ def _verdict(reading: Reading) -> list[tuple[str, str]]:
 def _next(
     before: Illness | None, signs: list[tuple[str, str]], reading: Reading, now: float
 ) -> Illness | None:
-    if before is None:
-        if not signs:
-            return None
-        reason, message = signs[0]
-        return Illness(reason, message, now, now, bool(reading.lost))
     if signs:
-        return msgspec.structs.replace(before, seen=now, lost=bool(reading.lost))
-    was_reset = before.lost and not reading.lost
-    calm = reading.verdict == 0 and now - before.seen >= CALM_S
-    return None if was_reset or calm else before
+        calm_since = now if reading.verdict == 0 else None
+        return _ill(before, signs, now, lost=bool(reading.lost), calm_since=calm_since)
+    if before is None:
+        return None
+    if reading.answered and before.lost:
+        return None  # the driver has found it again: it was reset
+    if reading.verdict != 0:
+        return msgspec.structs.replace(before, calm_since=None)
+    calm_since = now if before.calm_since is None else before.calm_since
+    return None if now - calm_since >= CALM_S else msgspec.structs.replace(before, calm_since=calm_since)
+
+
+def _ill(
+    before: Illness | None,
+    signs: list[tuple[str, str]],
+    now: float,
+    *,
+    lost: bool,
+    calm_since: float | None = None,
+) -> Illness:
+    if before is not None:
+        return msgspec.structs.replace(before, calm_since=calm_since, lost=lost)
+    reason, message = signs[0]
+    return Illness(reason, message, now, calm_since, lost)

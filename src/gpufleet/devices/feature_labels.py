@@ -68,13 +68,14 @@ def feature_labels(
 
 
 def _versions(inventory: Inventory) -> dict[str, str]:
+    full = label_value(inventory.driver)
     driver = inventory.driver.split(".")
     if len(driver) not in (2, 3):
         raise GpufleetError(
             reason="DriverVersionUnreadable",
             message=f"the driver calls itself version {inventory.driver!r}, which has not two or three parts",
         )
-    major, minor, revision = (*driver, "")[:3]
+    major, minor, revision = (*map(label_value, driver), "")[:3]
     cuda_major, cuda_minor = (str(number) for number in inventory.cuda)
     return {
         f"{VENDOR}cuda.driver.major": major,
@@ -83,7 +84,7 @@ def _versions(inventory: Inventory) -> dict[str, str]:
         f"{VENDOR}cuda.driver-version.major": major,
         f"{VENDOR}cuda.driver-version.minor": minor,
         f"{VENDOR}cuda.driver-version.revision": revision,
-        f"{VENDOR}cuda.driver-version.full": inventory.driver,
+        f"{VENDOR}cuda.driver-version.full": full,
         f"{VENDOR}cuda.runtime.major": cuda_major,
         f"{VENDOR}cuda.runtime.minor": cuda_minor,
         f"{VENDOR}cuda.runtime-version.major": cuda_major,

@@ -1,8 +1,8 @@
 """What lies on a GPU node itself, read below a host root. Nothing is changed.
 
-A driver counts when its kernel module is loaded; a plugin's socket counts when somebody answers on it,
-because a plugin that is gone leaves its socket behind. Source: NVIDIA's driver, container toolkit and device
-plugin.
+A driver counts when its kernel module is loaded; the socket of a plugin or an MPS daemon counts when somebody
+answers on it, because one that is gone leaves its socket behind. Our own are known by their names, and by the
+record beside an MPS daemon's pipe folder. Source: NVIDIA's driver, container toolkit and device plugin.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gpufleet.devices.allocation import CONTROL_NODES, DriverNodes, parse_mig_minors
+from gpufleet.devices.mps import RECORD
 from gpufleet.devices.ownership_facts import HostFacts
 
 OUR_SOCKETS = "gpufleet-"
@@ -37,7 +38,8 @@ _TOOLS = ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-toolkit")
 _UNITS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system", "run/systemd/system")
 _SOCKETS = ("nvidia-*.sock", "nvidiaGPU-*.sock")
 _PLUGINS = "var/lib/kubelet/device-plugins"
-_MPS = ("run/nvidia/mps", "tmp/nvidia-mps")
+_MPS_ROOT = "run/nvidia/mps"
+_MPS = (_MPS_ROOT, "tmp/nvidia-mps")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
 
 
@@ -119,8 +121,11 @@ def _plugin_units(root: Path) -> Iterator[Path]:
 
 
 def _mps_pipes(root: Path) -> Iterator[Path]:
+    ours = {path.parent / "pipe" for path in (root / _MPS_ROOT).glob(f"*/*/{RECORD}")}
     for place in _MPS:
-        yield from (path for path in sorted((root / place).rglob("control")) if path.is_socket())
+        for path in sorted((root / place).rglob("control")):
+            if path.is_socket() and path.parent not in ours and _answers(path):
+                yield path
 
 
 def _entries(folder: Path) -> list[Path]:

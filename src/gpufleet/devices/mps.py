@@ -45,6 +45,12 @@ MEMORY_VARIABLE = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"
 THREADS_VARIABLE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 ORDER_VARIABLE = "CUDA_DEVICE_ORDER"
 
+RECORD = "daemon.json"
+"""The file beside the pipe folder of a daemon of ours: what it was told last, for the next agent.
+
+It is there from before the daemon starts until it was stopped: a pipe without it is somebody else's.
+"""
+
 PROBE = "get_default_active_thread_percentage"
 QUIT = "quit"
 SERVERS = "get_server_list"

@@ -7,7 +7,8 @@ has our pipe folder, so that a pid which now belongs to somebody else is never s
 comes later knows the daemon of the one before.
 
 The folders are never removed: running containers have them mounted, and would keep a folder that nobody
-writes to any more. What a daemon has been told is kept beside them (`daemon.json`), for the next agent.
+writes to any more. What a daemon has been told is kept beside them (`RECORD`), for the next agent. The record
+is there, and empty, before the daemon starts: one whose agent dies in between is found, and known as ours.
 Source: NVIDIA's MPS guide, man nvidia-cuda-mps-control.
 """
 
@@ -28,6 +29,7 @@ from gpufleet.devices.mps import (
     PIPE_VARIABLE,
     PROBE,
     QUIT,
+    RECORD,
     SERVERS,
     MpsDaemon,
     daemon_variables,
@@ -63,7 +65,7 @@ class MpsControl:
         self._pipe = Path(pipe_folder(str(root), resource))
         self._log = Path(log_folder(str(root), resource))
         self._shm = Path(shared_memory_folder(str(root)))
-        self._record = self._pipe.parent / "daemon.json"
+        self._record = self._pipe.parent / RECORD
         self._variables = {**os.environ, **daemon_variables(str(root), resource)}
         self._variables.pop("CUDA_VISIBLE_DEVICES", None)  # it would give the GPUs other indexes
 
@@ -85,6 +87,7 @@ class MpsControl:
     async def start(self) -> None:
         """Start the daemon, after anything of it that is left over has been ended."""
         await asyncio.to_thread(self._clean)
+        self._record.touch()
         log = self._log / "start.log"
         with log.open("wb") as output:
             # The daemon may keep what it was started with, so nobody can wait for the end of a pipe.

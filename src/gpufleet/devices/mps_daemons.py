@@ -24,6 +24,7 @@ import msgspec
 
 from gpufleet.devices.allocation import Grant
 from gpufleet.devices.mps import (
+    RECORD,
     MpsDaemon,
     MpsGPU,
     MpsPlan,
@@ -156,7 +157,7 @@ class MpsDaemons:
 
     def _found(self) -> list[str]:
         """Resources of which an earlier agent has left a daemon."""
-        records = sorted(self._root.glob("*/*/daemon.json"))
+        records = sorted(self._root.glob(f"*/*/{RECORD}"))
         return [str(path.parent.relative_to(self._root)) for path in records]
 
     def _keeper(self, resource: str) -> _Keeper:

@@ -3,7 +3,8 @@
 It waits for events, asks for each GPU's recovery action, and reads the inventory again every `INVENTORY_S`,
 after every event and whenever somebody has changed something. What it has seen is one value; whoever wants to
 act on it is called in the order in which it was seen. A call that hangs leaves the last value standing and
-its age growing; a call that fails is tried again at the next round.
+its age growing; a call that fails is tried again at the next round. What an event says by itself is told
+before any call: a driver whose GPU has just fallen ill is the one that hangs.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Callable
 import msgspec
 
 from gpufleet.devices.backend import Backend, BackendError, Event
-from gpufleet.devices.device_health import Health, Reading, observe
-from gpufleet.devices.inventory import Inventory
+from gpufleet.devices.device_health import Health, Reading, notice, observe
+from gpufleet.devices.inventory import GPU, Inventory
 
 log = logging.getLogger("gpufleet.devices")
 
@@ -95,26 +96,38 @@ class Observer:
         for event in events:
             self._events(event)
         self._pending += events
-        now, last = self._clock(), self.last
+        now = self._clock()
+        self._take_events(now)
+        last = self.last
         if last is None or self._pending or self._stale.is_set() or now - self._read_at >= INVENTORY_S:
             self._stale.clear()
             inventory = self._backend.inventory()
             self._read_at = now
         else:
             inventory = last.inventory
-        readings = {gpu.uuid: Reading(self._verdict(gpu.uuid), gpu.lost) for gpu in inventory.gpus}
+        readings = {gpu.uuid: self._reading(gpu) for gpu in inventory.gpus}
         health = observe(last.health if last else {}, self._pending, readings, now)
         self._pending = ()
-        self.last = Observed(inventory, health, now)
-        if last is None or (last.inventory, _reasons(last.health)) != (inventory, _reasons(health)):
-            self._changed(self.last)
+        self._see(Observed(inventory, health, now))
 
-    def _verdict(self, uuid: str) -> int | None:
+    def _take_events(self, now: float) -> None:
+        """Tell what the events say by themselves; what the driver says is as old as it was."""
+        if self._pending and self.last is not None:
+            uuids = {gpu.uuid for gpu in self.last.inventory.gpus}
+            health = notice(self.last.health, self._pending, uuids, now)
+            self._see(msgspec.structs.replace(self.last, health=health))
+
+    def _see(self, seen: Observed) -> None:
+        last, self.last = self.last, seen
+        if last is None or (last.inventory, _reasons(last.health)) != (seen.inventory, _reasons(seen.health)):
+            self._changed(seen)
+
+    def _reading(self, gpu: GPU) -> Reading:
         try:
-            return self._backend.recovery_action(uuid)
+            return Reading(self._backend.recovery_action(gpu.uuid), gpu.lost)
         except BackendError:
             self._stale.set()
-            return None
+            return Reading(None, gpu.lost, answered=False)
 
 
 def _reasons(health: Health) -> dict[str, str]:

@@ -8,12 +8,13 @@ import msgspec
 import pytest
 from tests.unit.simnode_pods import container, pod
 
+from gpufleet.fleet.devices import DeviceClaim
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.objects import Node, Pod, PodStatus
+from gpufleet.kube.requests import device_claims
 from gpufleet.local.fleetfile import parse_fleet
-from gpufleet.local.simnodes.admission import device_claims
 from gpufleet.local.simnodes.adoption import adopt
-from gpufleet.local.simnodes.device_manager import Claim, Holdings
+from gpufleet.local.simnodes.device_manager import Holdings
 from gpufleet.local.simnodes.machines import machines
 from gpufleet.local.simnodes.node import SimulatedNode, fault_problems, parse_faults
 from gpufleet.local.simnodes.podstate import granted
@@ -129,9 +130,9 @@ def test_claims_come_in_the_order_of_allocation_and_say_what_may_be_used_again()
     )
     gpu = "nvidia.com/gpu"
     assert device_claims(subject) == (
-        Claim("i", gpu, 1, reusable=True),
-        Claim("s", gpu, 1),
-        Claim("a", gpu, 2),
+        DeviceClaim("i", gpu, 1, reusable=True),
+        DeviceClaim("s", gpu, 1),
+        DeviceClaim("a", gpu, 2),
     )
 
 

@@ -22,7 +22,8 @@ Rows = tuple[tuple[int, ...], ...]
 
 
 class LinkTable(msgspec.Struct, frozen=True, cache_hash=True):
-    """The links between the GPUs of a node, by place. `scores[i][j]` is the score of a pair.
+    """The links between the GPUs of a node, by place. `scores[i][j]` is the score of a pair; `rows` has each
+    once, and nothing where all pairs are `alike`.
 
     Sets of GPUs are bit masks in which the first GPU has the highest bit, so that of two sets of one size
     the greater mask has the lower places. `of_set` and `numa_nodes` have an entry per mask (the sum of the
@@ -31,6 +32,7 @@ class LinkTable(msgspec.Struct, frozen=True, cache_hash=True):
     """
 
     scores: Rows = ()
+    rows: Rows = ()
     of_set: tuple[int, ...] = ()
     numa_nodes: bytes = b""
     of_size: tuple[tuple[int, ...], ...] = ()
@@ -39,12 +41,6 @@ class LinkTable(msgspec.Struct, frozen=True, cache_hash=True):
     def alike(self) -> bool:
         """Whether no pair is better linked than another."""
         return not self.rows
-
-    @property
-    def rows(self) -> Rows:
-        """The scores without what is said twice, and none where all pairs are alike."""
-        rows = tuple(row[:place] for place, row in enumerate(self.scores))
-        return rows if len({score for row in rows for score in row}) > 1 else ()
 
     def mask(self, places: Iterable[int]) -> int:
         """The set of these GPUs."""
@@ -64,13 +60,17 @@ class LinkTable(msgspec.Struct, frozen=True, cache_hash=True):
 @lru_cache(maxsize=32)
 def link_table(scores: Rows, numa_nodes: tuple[int, ...]) -> LinkTable:
     """The table of a node; `scores` has a full row for each GPU, and a NUMA node of -1 is none."""
+    rows = tuple(row[:place] for place, row in enumerate(scores))
+    if len({score for row in rows for score in row}) < 2:
+        rows = ()
     if len(scores) > EXACT_GPUS:
-        return LinkTable(scores)
+        return LinkTable(scores, rows)
     of_set = _of_sets(scores)
     by_size: list[list[int]] = [[] for _ in range(len(scores) + 1)]
     for mask in range(len(of_set)):
         by_size[mask.bit_count()].append(mask)
-    return LinkTable(scores, of_set, _numa_counts(numa_nodes), tuple(tuple(masks) for masks in by_size))
+    numa = _numa_counts(numa_nodes)
+    return LinkTable(scores, rows, of_set, numa, tuple(tuple(masks) for masks in by_size))
 
 
 @lru_cache(maxsize=64)
@@ -128,6 +128,9 @@ def _greatest(sets: list[int], values: list[int]) -> list[int]:
 def _grown(table: LinkTable, available: int, include: int, size: int) -> tuple[int, ...]:
     """A good set on a node that is too large for exact search: the best of those grown from each start."""
     free, fixed = table.places(available), table.places(include)
+    if table.alike:
+        others = [one for one in free if one not in fixed]
+        return (*fixed, *others[: size - len(fixed)])
     starts: Iterator[tuple[int, ...]] = iter([fixed]) if fixed else ((one,) for one in free)
     grown = [_grow(table.scores, start, free, size) for start in starts]
     _, best = max(grown, key=lambda found: (found[0], [-place for place in found[1]]))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import msgspec
 from benchmarks.nodes import GPUS_PER_NODE
 
-from gpufleet.fleet.devices import DeviceClaim, NodeDevices, NodeGPU, Offered, Part
+from gpufleet.fleet.devices import DeviceClaim, NodeDevices, NodeGPU, Offered, Part, pools_of
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind
 from gpufleet.fleet.pods import GangRef, Pod, PodShape
@@ -60,17 +60,12 @@ def devices(count: int) -> dict[str, NodeDevices]:
         for gpu in range(GPUS_PER_NODE)
     )
     offered = {"nvidia.com/gpu": Offered(GPUS_PER_NODE, GPUS_PER_NODE)}
-    return {
-        node.name: NodeDevices(
-            tuple(
-                NodeGPU(Part(f"GPU-{node.name}-{gpu}", f"GPU-{node.name}-{gpu}"))
-                for gpu in range(GPUS_PER_NODE)
-            ),
-            offered,
-            links=links,
-        )
-        for node in nodes(count)
-    }
+    found = {}
+    for node in nodes(count):
+        uuids = [f"GPU-{node.name}-{gpu}" for gpu in range(GPUS_PER_NODE)]
+        gpus = tuple(NodeGPU(Part(uuid, uuid)) for uuid in uuids)
+        found[node.name] = NodeDevices(gpus, links, pools_of(gpus, offered))
+    return found
 
 
 def picked(case: Callable[[int], Snapshot]) -> Callable[[int], Snapshot]:

@@ -11,7 +11,6 @@ Source: k8s-device-plugin, MIG strategies and renaming of shared resources.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -30,7 +29,7 @@ def device_of(device_id: str) -> str:
     return device_id.partition(REPLICA_SEPARATOR)[0]
 
 
-class DeviceClaim(msgspec.Struct, frozen=True):
+class DeviceClaim(msgspec.Struct, frozen=True, gc=False):
     """What a container asks for. Devices of a `reusable` claim (an init container's) serve the pod's later
     containers too.
     """
@@ -41,7 +40,7 @@ class DeviceClaim(msgspec.Struct, frozen=True):
     reusable: bool = False
 
 
-class DevicePick(msgspec.Struct, frozen=True):
+class DevicePick(msgspec.Struct, frozen=True, gc=False):
     """What a container should get: `devices` are UUIDs of GPUs or MIG instances, one for each device that it
     asks for (of a shared one, the same UUID once for each share).
     """
@@ -51,7 +50,7 @@ class DevicePick(msgspec.Struct, frozen=True):
     devices: tuple[str, ...]
 
 
-class HeldDevices(msgspec.Struct, frozen=True):
+class HeldDevices(msgspec.Struct, frozen=True, gc=False):
     """What a container of a pod holds of one resource, as in a `DevicePick`; `shared` says whether as shares
     of devices.
     """
@@ -62,7 +61,7 @@ class HeldDevices(msgspec.Struct, frozen=True):
     shared: bool = False
 
 
-class Part(msgspec.Struct, frozen=True):
+class Part(msgspec.Struct, frozen=True, gc=False):
     """A GPU or a MIG instance that a resource offers; `gpu` is the GPU that it is or lies on. One that is
     `leaving` is asked to make room for other instances, and like a sick one it goes to no new pod.
     """
@@ -108,54 +107,56 @@ class Pool(msgspec.Struct, frozen=True):
 
     def free(self, held: Iterable[HeldDevices]) -> dict[str, int]:
         """How many shares of each device (of an unshared one: 1) new pods can get."""
-        shares: Counter[str] = Counter()
-        alone: set[str] = set()
+        free = {part.uuid: self.replicas for part in self.parts if part.healthy and not part.leaving}
         for one in held:
-            if one.shared and self.replicas > 1:
-                shares.update(one.devices)
-            else:
-                alone.update(one.devices)
-        left = {
-            part.uuid: self.replicas - shares[part.uuid]
-            for part in self.parts
-            if part.usable and part.uuid not in alone
-        }
-        return {uuid: amount for uuid, amount in left.items() if amount > 0}
+            for uuid in one.devices:
+                if uuid in free:
+                    free[uuid] -= 1 if one.shared else free[uuid]
+                    if free[uuid] <= 0:
+                        del free[uuid]
+        return free
 
 
 class NodeDevices(msgspec.Struct, frozen=True):
-    """All devices of a node as its agent says it. `links` scores the pairs of `gpus`."""
+    """All devices of a node as its agent says it: its GPUs and how their pairs are linked, the devices of
+    each resource of which that is known, and who holds what.
+    """
 
     gpus: tuple[NodeGPU, ...] = ()
-    offered: Mapping[str, Offered] = {}
-    held: tuple[HeldDevices, ...] = ()
     links: Rows = ()
+    pools: Mapping[str, Pool] = {}
+    held: tuple[HeldDevices, ...] = ()
 
-    def pool(self, resource: str) -> Pool | None:
-        """The devices of a resource; None where it cannot be told which they are."""
-        offered = self.offered.get(resource)
-        if offered is None or not offered.capacity:
-            return None
-        original = resource.removesuffix(SHARED_SUFFIX)
-        both = (self.offered.get(name) for name in (original, original + SHARED_SUFFIX))
-        if sum(1 for one in both if one is not None and one.capacity) > 1:
-            return None
-        parts = self._parts(original)
-        if not parts or offered.capacity % len(parts):
-            return None
-        replicas = offered.capacity // len(parts)
-        healthy = sum(part.healthy for part in parts), sum(part.usable for part in parts)
-        if offered.healthy not in (replicas * healthy[0], replicas * healthy[1]):
-            return None
-        return Pool(parts, replicas, offered.policy)
 
-    def _parts(self, resource: str) -> tuple[Part, ...]:
-        instances = [one for gpu in self.gpus if gpu.mig for one in gpu.instances]
-        if resource.startswith(MIG_RESOURCE_PREFIX):
-            return tuple(part for profile, part in instances if mig_resource(profile) == resource)
-        if resource != WHOLE_RESOURCE:
-            return ()
-        named = any(one.startswith(MIG_RESOURCE_PREFIX) for one in self.offered)
-        if not instances or named:
-            return tuple(gpu.whole for gpu in self.gpus if not gpu.mig)
-        return tuple(part for _, part in instances) if all(gpu.mig for gpu in self.gpus) else ()
+def pools_of(gpus: Iterable[NodeGPU], offered: Mapping[str, Offered]) -> dict[str, Pool]:
+    """The devices of each resource that a node offers, without those of which it cannot be told."""
+    found = ((resource, _pool(resource, tuple(gpus), offered)) for resource in offered)
+    return {resource: pool for resource, pool in found if pool is not None}
+
+
+def _pool(resource: str, gpus: tuple[NodeGPU, ...], all_offered: Mapping[str, Offered]) -> Pool | None:
+    offered = all_offered[resource]
+    original = resource.removesuffix(SHARED_SUFFIX)
+    names = [name for name in (original, original + SHARED_SUFFIX) if name in all_offered]
+    if not offered.capacity or sum(1 for name in names if all_offered[name].capacity) > 1:
+        return None
+    parts = _parts(original, gpus, named=any(one.startswith(MIG_RESOURCE_PREFIX) for one in all_offered))
+    if not parts or offered.capacity % len(parts):
+        return None
+    replicas = offered.capacity // len(parts)
+    healthy = sum(part.healthy for part in parts), sum(part.usable for part in parts)
+    if offered.healthy not in (replicas * healthy[0], replicas * healthy[1]):
+        return None
+    return Pool(parts, replicas, offered.policy)
+
+
+def _parts(resource: str, gpus: tuple[NodeGPU, ...], *, named: bool) -> tuple[Part, ...]:
+    """What a resource stands for; `named` says whether instances have resources of their own."""
+    instances = [one for gpu in gpus if gpu.mig for one in gpu.instances]
+    if resource.startswith(MIG_RESOURCE_PREFIX):
+        return tuple(part for profile, part in instances if mig_resource(profile) == resource)
+    if resource != WHOLE_RESOURCE:
+        return ()
+    if not instances or named:
+        return tuple(gpu.whole for gpu in gpus if not gpu.mig)
+    return tuple(part for _, part in instances) if all(gpu.mig for gpu in gpus) else ()

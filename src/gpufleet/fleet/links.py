@@ -49,12 +49,16 @@ class LinkTable(msgspec.Struct, frozen=True, cache_hash=True):
 
     def places(self, mask: int) -> tuple[int, ...]:
         """The GPUs of a set, in order."""
-        last = len(self.scores) - 1
-        return tuple(place for place in range(last + 1) if mask >> (last - place) & 1)
+        return _places(mask, len(self.scores))
 
     def score(self, places: Sequence[int]) -> int:
         """The sum of the scores of all pairs of a set."""
         return sum(self.scores[one][other] for number, one in enumerate(places) for other in places[:number])
+
+
+@lru_cache(maxsize=4096)
+def _places(mask: int, count: int) -> tuple[int, ...]:
+    return tuple(place for place in range(count) if mask >> (count - 1 - place) & 1)
 
 
 @lru_cache(maxsize=32)

@@ -11,6 +11,7 @@ from gpufleet.fleet.devices import (
     Offered,
     Part,
     device_of,
+    pools_of,
 )
 from gpufleet.fleet.mig import Placement
 from gpufleet.kube.cuts import cuttable_gpus
@@ -21,12 +22,10 @@ def node_devices(node: GPUNode) -> NodeDevices:
     """All devices of a node, who holds them, and how its GPUs are linked."""
     status = node.status
     leaving = _leaving(node)
-    return NodeDevices(
-        gpus=tuple(_gpu(one, leaving) for one in status.devices),
-        offered={one.name: Offered(one.capacity, one.healthy, one.policy) for one in status.resources},
-        held=tuple(_held(one) for one in status.allocations),
-        links=status.links,
-    )
+    gpus = tuple(_gpu(one, leaving) for one in status.devices)
+    offered = {one.name: Offered(one.capacity, one.healthy, one.policy) for one in status.resources}
+    held = tuple(_held(one) for one in status.allocations)
+    return NodeDevices(gpus, status.links, pools_of(gpus, offered), held)
 
 
 def _gpu(device: GPUDevice, leaving: frozenset[str]) -> NodeGPU:

@@ -45,6 +45,8 @@ class DevicePicks:
         """
         found: list[Picks] = []
         reason: Reason | None = None
+        if not self._snapshot.devices:
+            return [()] * len(placements), None
         for placement in placements:
             pod = placement.pod
             devices = self._snapshot.devices.get(placement.node)
@@ -147,7 +149,7 @@ class _Node:
     def _stock(self, resource: str) -> _Stock:
         stock = self._stocks.get(resource)
         if stock is None:
-            pool = self._devices.pool(resource)
+            pool = self._devices.pools.get(resource)
             make = _Whole if pool is not None and pool.whole else _Parts
             stock = self._stocks[resource] = make(self._devices, pool or Pool(()), self._held, self._used)
             stock.certain = pool is not None
@@ -182,7 +184,7 @@ class _Whole:
         self._uuids = tuple(gpu.whole.uuid for gpu in devices.gpus)
         self._places = {uuid: place for place, uuid in enumerate(self._uuids)}
         self._table = table_of(devices.links, len(self._uuids))
-        self._count = len(pool.parts)
+        self._matters = 0 if self._table.alike else len(pool.parts)
         self._free = self._mask(pool.free(held))
         self._used = used
 
@@ -201,7 +203,7 @@ class _Whole:
         self._used.update(devices)
 
     def matters(self, count: int) -> bool:
-        return 1 < count < self._count and not self._table.alike
+        return 1 < count < self._matters
 
     def kind(self, devices: Sequence[str]) -> Hashable:
         return self._table.score([self._places[uuid] for uuid in devices if uuid in self._places])

@@ -137,6 +137,7 @@ def holding(devices: NodeDevices, *held: tuple[Pod, Sequence[str]]) -> NodeDevic
     found = tuple(
         HeldDevices(
             holder.uid,
+            holder.device_claims[0].container,
             holder.device_claims[0].resource,
             tuple(uuids),
             shared=devices.pools[holder.device_claims[0].resource].replicas > 1,
@@ -180,16 +181,17 @@ def used(snapshot: Snapshot) -> Counter[str]:
     return found
 
 
-def score(links: Rows, gpus: Iterable[str]) -> int:
-    """The sum of the scores of all pairs."""
-    places = sorted(int(uuid.removeprefix("GPU-")) for uuid in gpus)
-    return sum(links[other][one] for one, other in combinations(places, 2)) if links else 0
+def score(devices: NodeDevices, uuids: Iterable[str]) -> int:
+    """The sum of the scores of all pairs of GPUs."""
+    chosen = set(uuids)
+    places = [place for place, one in enumerate(devices.gpus) if one.whole.uuid in chosen]
+    return sum(devices.links[other][one] for one, other in combinations(places, 2)) if devices.links else 0
 
 
 def quality(devices: NodeDevices, resource: str, uuids: Sequence[str]) -> object:
     """What two picks for one question must have in common so that nobody minds which is whose."""
     if devices.pools[resource].whole:
-        return score(devices.links, uuids)
+        return score(devices, uuids)
     owners = {part.uuid: part.gpu for part in devices.pools[resource].parts}
     return sorted(owners[uuid] for uuid in uuids)
 

@@ -160,6 +160,25 @@ def test_what_a_pod_really_holds_counts_and_no_longer_what_was_picked_for_it() -
     assert picks(decided(fleet(devices, there, asking("p", 1)))) == {"p": ((gpu(0),),)}
 
 
+def test_a_pod_whose_devices_another_one_got_is_promised_what_was_picked_for_that_one() -> None:
+    """The kubelet admitted the second pod first; the agent leads the first one to what is left."""
+    first, second = (given_to(asking(name, 1), [gpu(i)]) for i, name in enumerate(["first", "second"]))
+    devices = holding(whole(3), (second, [gpu(0)]))
+    assert picks(decided(fleet(devices, first, second, asking("p", 1)))) == {"p": ((gpu(2),),)}
+
+
+def test_three_pods_that_came_in_a_circle_are_promised_what_is_left() -> None:
+    pods = [given_to(asking(f"there{i}", 1), [gpu(i)]) for i in range(3)]
+    devices = holding(whole(4), (pods[0], [gpu(1)]), (pods[1], [gpu(2)]))
+    assert picks(decided(fleet(devices, *pods, asking("p", 1)))) == {"p": ((gpu(3),),)}
+
+
+def test_nothing_is_picked_when_somebody_has_got_a_pods_devices_and_left_none() -> None:
+    there, stranger = given_to(asking("there", 1), [gpu(0)]), unpicked(asking("stranger", 1))
+    devices = holding(whole(3), (stranger, [gpu(0)]))
+    assert picks(decided(fleet(devices, there, stranger, asking("p", 1)))) == {"p": ()}
+
+
 def test_devices_of_a_pod_that_is_over_are_free() -> None:
     devices = holding(whole(1), (asking("over", 1), [gpu(0)]))
     assert picks(decided(fleet(devices, asking("p", 1)))) == {"p": ((gpu(0),),)}
@@ -298,7 +317,7 @@ def test_whole_gpus_are_the_best_linked_ones_that_brute_force_finds(
 
     def judged(some: tuple[str, ...]) -> tuple[int, int]:
         rest = [uuid for uuid in free if uuid not in some]
-        return score(devices.links, some), score(devices.links, rest)
+        return score(devices, some), score(devices, rest)
 
     best = max(combinations(free, size), key=judged)
     assert judged(tuple(chosen)) == judged(best)

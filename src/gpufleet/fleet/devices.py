@@ -56,6 +56,7 @@ class HeldDevices(msgspec.Struct, frozen=True, gc=False):
     """
 
     pod_uid: str
+    container: str
     resource: str
     devices: tuple[str, ...]
     shared: bool = False

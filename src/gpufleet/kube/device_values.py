@@ -42,7 +42,13 @@ def _gpu(device: GPUDevice, leaving: frozenset[str]) -> NodeGPU:
 def _held(allocation: GPUAllocation) -> HeldDevices:
     ids = allocation.device_ids
     shared = any(REPLICA_SEPARATOR in one for one in ids)
-    return HeldDevices(allocation.pod_uid, allocation.resource, tuple(device_of(one) for one in ids), shared)
+    return HeldDevices(
+        allocation.pod_uid,
+        allocation.container,
+        allocation.resource,
+        tuple(device_of(one) for one in ids),
+        shared,
+    )
 
 
 def _leaving(node: GPUNode) -> frozenset[str]:

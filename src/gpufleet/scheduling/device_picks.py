@@ -1,8 +1,8 @@
 """Picks: which devices of its node each pod should get, chosen when the pod is bound.
 
 Devices are free when no pod of the node holds them and none was promised them. What a pod holds is known once
-its agent has confirmed it; until then what was picked for it counts. Where a pod waits for devices and nobody
-knows which, nothing is picked of that resource: the node chooses by the same rules.
+its agent has confirmed it; until then what it was promised counts (`promises`). Where nobody knows what a pod
+will get, nothing is picked of that resource: the node chooses by the same rules.
 
 A kubelet asks its device plugin for a resource and a count, and does not say for which pod. So two pods that
 ask alike and are bound at once can get each other's devices. Where that would make a difference (whole GPUs
@@ -14,20 +14,18 @@ are kept apart from others and not from each other, for they are bound together 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Hashable, Iterable, Sequence
 
 import msgspec
 
-from gpufleet.fleet.device_choice import packed, shares
-from gpufleet.fleet.devices import DevicePick, HeldDevices, NodeDevices, Pool
-from gpufleet.fleet.links import best_set, table_of
+from gpufleet.fleet.devices import DevicePick, NodeDevices
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.placing import Placement
+from gpufleet.scheduling.promises import Picks, held_by, promises
+from gpufleet.scheduling.stocks import Stock, stock_of
 
-Picks = tuple[DevicePick, ...]
 _UNKNOWN = "unknown"
 """Stands for the devices of a pod without picks."""
 
@@ -77,20 +75,16 @@ class _Node:
     """The devices of one node in a decision."""
 
     def __init__(self, devices: NodeDevices, pods: Iterable[Pod]) -> None:
-        there = [pod for pod in pods if pod.device_claims]
-        living = {pod.uid for pod in there}
+        living = {pod.uid: pod for pod in pods if pod.device_claims}
         self._devices = devices
-        self._held = tuple(one for one in devices.held if one.pod_uid in living)
+        self._held = held_by(devices, living)
         self._used = {uuid for one in self._held for uuid in one.devices}
-        self._stocks: dict[str, _Stock] = {}
+        self._stocks: dict[str, Stock] = {}
         self._settling: dict[tuple[str, int], dict[Hashable, list[_Settling]]] = {}
-        confirmed = {one.pod_uid for one in self._held}
-        for pod in there:
-            if pod.uid not in confirmed:
-                picks = pod.picks if _complete(pod) else ()
-                self._promise(pod, picks)
-                if pod.phase != "Running":
-                    self.settle(pod, picks)
+        for pod, picks in promises(devices, living):
+            self._promise(pod, picks)
+            if pod.phase != "Running":
+                self.settle(pod, picks)
 
     def take(self, pod: Pod) -> Picks:
         """Pick for each container of a pod, and count that as used; nothing where that is not certain.
@@ -146,113 +140,8 @@ class _Node:
         for claim in pod.device_claims:
             self._stock(claim.resource).certain = False
 
-    def _stock(self, resource: str) -> _Stock:
+    def _stock(self, resource: str) -> Stock:
         stock = self._stocks.get(resource)
         if stock is None:
-            pool = self._devices.pools.get(resource)
-            make = _Whole if pool is not None and pool.whole else _Parts
-            stock = self._stocks[resource] = make(self._devices, pool or Pool(()), self._held, self._used)
-            stock.certain = pool is not None
+            stock = self._stocks[resource] = stock_of(resource, self._devices, self._held, self._used)
         return stock
-
-
-class _Stock(Protocol):
-    """What is free of one resource of a node. `certain` says whether that is known."""
-
-    certain: bool
-
-    def take(self, size: int, chosen: Sequence[str]) -> list[str] | None:
-        """The best `size` devices beside those that a container has already; None when it is not certain
-        that there are so many.
-        """
-
-    def remove(self, devices: Mapping[str, int]) -> None:
-        """So many shares of these devices (of an unshared one: 1) are somebody's."""
-
-    def matters(self, count: int) -> bool:
-        """Whether it can make a difference which of the devices a container gets that asks for so many."""
-
-    def kind(self, devices: Sequence[str]) -> Hashable:
-        """Devices of equal kinds are as good as each other."""
-
-
-class _Whole:
-    """Whole GPUs: the best linked set of those that are free."""
-
-    def __init__(self, devices: NodeDevices, pool: Pool, held: Sequence[HeldDevices], used: set[str]) -> None:
-        self.certain = True
-        self._uuids = tuple(gpu.whole.uuid for gpu in devices.gpus)
-        self._places = {uuid: place for place, uuid in enumerate(self._uuids)}
-        self._table = table_of(devices.links, len(self._uuids))
-        self._matters = 0 if self._table.alike else len(pool.parts)
-        self._free = self._mask(pool.free(held))
-        self._used = used
-
-    def take(self, size: int, chosen: Sequence[str]) -> list[str] | None:
-        if not self.certain or self._free.bit_count() < size:
-            return None
-        include = self._mask(chosen)
-        found = best_set(self._table, self._free, include, size + len(chosen)) & ~include
-        self._free &= ~found
-        uuids = [self._uuids[place] for place in self._table.places(found)]
-        self._used.update(uuids)
-        return uuids
-
-    def remove(self, devices: Mapping[str, int]) -> None:
-        self._free &= ~self._mask(devices)
-        self._used.update(devices)
-
-    def matters(self, count: int) -> bool:
-        return 1 < count < self._matters
-
-    def kind(self, devices: Sequence[str]) -> Hashable:
-        return self._table.score([self._places[uuid] for uuid in devices if uuid in self._places])
-
-    def _mask(self, uuids: Iterable[str]) -> int:
-        return self._table.mask(self._places[uuid] for uuid in uuids if uuid in self._places)
-
-
-class _Parts:
-    """MIG instances, and shares of devices."""
-
-    def __init__(self, devices: NodeDevices, pool: Pool, held: Sequence[HeldDevices], used: set[str]) -> None:
-        self.certain = True
-        self._pool = pool
-        self._free = pool.free(held)
-        self._gpus = {part.uuid: part.gpu for part in pool.parts}
-        self._total = Counter(self._gpus.values())
-        self._owners = {part.uuid: part.gpu for gpu in devices.gpus for _, part in gpu.instances}
-        self._used = used
-
-    def take(self, size: int, chosen: Sequence[str]) -> list[str] | None:
-        if not self.certain or sum(self._free.values()) < size:
-            return None
-        found = self._best(size, chosen)
-        self.remove(Counter(found))
-        return found
-
-    def _best(self, size: int, chosen: Sequence[str]) -> list[str]:
-        if self._pool.replicas > 1:
-            taken = {uuid: self._pool.replicas - amount for uuid, amount in self._free.items()}
-            return shares(self._free, taken, Counter(chosen), size, self._pool.policy)
-        busy = {self._owners.get(uuid, uuid) for uuid in self._used}
-        return packed([(uuid, self._gpus[uuid]) for uuid in self._free], self._total, busy, size)
-
-    def remove(self, devices: Mapping[str, int]) -> None:
-        self._used.update(devices)
-        for uuid, amount in devices.items():
-            left = self._free.pop(uuid, 0) - amount
-            if left > 0:
-                self._free[uuid] = left
-
-    def matters(self, count: int) -> bool:
-        return len(self._total) > 1
-
-    def kind(self, devices: Sequence[str]) -> Hashable:
-        return tuple(sorted(self._gpus.get(uuid, uuid) for uuid in devices))
-
-
-def _complete(pod: Pod) -> bool:
-    """Whether there is a pick for each container that asks for devices, as many as it asks for."""
-    asked = [(claim.container, claim.resource, claim.count) for claim in pod.device_claims]
-    return asked == [(pick.container, pick.resource, len(pick.devices)) for pick in pod.picks]

@@ -331,5 +331,5 @@ def test_told_reasons_name_the_pod_and_the_node() -> None:
     assert isinstance(action, Unschedulable)
     assert not action.helped_by_capacity
     assert action.reasons[0].message == (
-        "default/there is being given devices of a; which ones is not confirmed yet"
+        "devices of a are being given to default/there, and it is not known yet which"
     )

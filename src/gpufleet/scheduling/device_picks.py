@@ -58,7 +58,9 @@ class DevicePicks:
             picks = node.take(pod)
             rival = node.settle(pod, picks)
             if rival is not None and reason is None:
-                text = f"{rival} is being given devices of {placement.node}; which ones is not confirmed yet"
+                text = (
+                    f"devices of {placement.node} are being given to {rival}, and it is not known yet which"
+                )
                 reason = Reason("WaitingForDevices", text, placement.node)
             found.append(picks)
         return found, reason

@@ -113,18 +113,19 @@ class _Node:
         """Count a pod as one whose devices are not confirmed; another such pod whose devices it could get, to
         anybody's harm, or None.
         """
-        rivals: set[str] = set()
+        rivals: set[str] | None = None
         for number, claim in enumerate(pod.device_claims):
             stock = self._stock(claim.resource)
             if not stock.matters(claim.count):
                 continue
             mark = stock.kind(picks[number].devices) if picks else _UNKNOWN
             asking = self._settling.setdefault((claim.resource, claim.count), {})
+            rivals = rivals or set()
             for other, pods in asking.items():
                 if other != mark or mark == _UNKNOWN:
                     rivals |= {one.pod for one in pods if not one.gang or one.gang != pod.gang_key}
             asking.setdefault(mark, []).append(_Settling(pod.key, pod.gang_key))
-        return min(rivals - {pod.key}, default=None)
+        return min(rivals - {pod.key}, default=None) if rivals else None
 
     def _promise(self, pod: Pod, picks: Picks) -> None:
         """Count what was picked for a pod in an earlier decision."""

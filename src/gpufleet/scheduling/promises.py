@@ -30,6 +30,8 @@ def promises(devices: NodeDevices, living: Mapping[str, Pod]) -> list[tuple[Pod,
     """The pods of the node, by uid, whose devices are not confirmed, each with what it will get; nothing
     where nobody knows.
     """
+    if not living:
+        return []
     held = held_by(devices, living)
     confirmed = {one.pod_uid for one in held}
     waiting = [pod for uid, pod in sorted(living.items()) if uid not in confirmed]

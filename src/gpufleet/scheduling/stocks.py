@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Protocol
 
 from gpufleet.fleet.device_choice import packed, shares
@@ -36,8 +36,7 @@ class WholeGPUs:
 
     def __init__(self, devices: NodeDevices, pool: Pool, held: Sequence[HeldDevices], used: set[str]) -> None:
         self.certain = True
-        self._uuids = tuple(gpu.whole.uuid for gpu in devices.gpus)
-        self._places = {uuid: place for place, uuid in enumerate(self._uuids)}
+        self._uuids = [gpu.whole.uuid for gpu in devices.gpus]
         self._table = table_of(devices.links, len(self._uuids))
         self._matters = 0 if self._table.alike else len(pool.parts)
         self._free = self._mask(pool.free(held))
@@ -61,10 +60,12 @@ class WholeGPUs:
         return 1 < count < self._matters
 
     def kind(self, devices: Sequence[str]) -> Hashable:
-        return self._table.score([self._places[uuid] for uuid in devices if uuid in self._places])
+        return self._table.score(self._table.places(self._mask(devices)))
 
-    def _mask(self, uuids: Iterable[str]) -> int:
-        return self._table.mask(self._places[uuid] for uuid in uuids if uuid in self._places)
+    def _mask(self, uuids: Collection[str]) -> int:
+        if not uuids:
+            return 0
+        return self._table.mask([place for place, uuid in enumerate(self._uuids) if uuid in uuids])
 
 
 class Parts:

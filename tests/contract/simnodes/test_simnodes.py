@@ -78,14 +78,6 @@ async def test_a_pod_gets_the_devices_that_came_with_its_binding(cluster: Openin
         assert set((await c.devices("gpu-0"))["p"]) == {second, third}
 
 
-async def test_a_node_says_how_its_gpus_are_linked_where_that_differs(cluster: Opening) -> None:
-    async with cluster as c:
-        await until(lambda: _resources(c, "gpu-0"))
-        links = (await c.gpu_node("gpu-0")).status.links
-        assert not links or [len(row) for row in links] == [0, 1, 2, 3]
-        assert not (await c.gpu_node("cut-0")).status.links, "one GPU has nobody to be linked with"
-
-
 async def test_devices_are_on_record_before_the_pod_is_reported_running(cluster: Opening) -> None:
     async with cluster as c:
         start = await c.client.list(GPU_NODES)

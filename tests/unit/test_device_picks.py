@@ -32,6 +32,7 @@ from tests.unit.device_fleets import (
     used,
     whole,
 )
+from tests.unit.explanations import why
 from tests.unit.random_fleets import binds, examples, reports
 
 from gpufleet.fleet.devices import DeviceClaim, DevicePick, NodeDevices
@@ -221,6 +222,21 @@ def test_a_promise_of_an_init_container_is_counted_once() -> None:
 def test_a_node_whose_agent_reports_nothing_chooses_itself() -> None:
     snapshot = msgspec.structs.replace(fleet(whole(2), asking("p", 1)), devices={})
     assert picks(decided(snapshot)) == {"p": ()}
+
+
+def test_why_says_that_a_pod_that_is_kept_back_comes_soon() -> None:
+    there = given_to(asking("there", 1, resource=SHARED), [gpu(0)])
+    found = why(fleet(shared(2, 2), there, asking("p", 1, resource=SHARED)), "p")
+    assert (found.verdict, [reason.code for reason in found.reasons]) == ("soon", ["WaitingForDevices"])
+
+
+def test_a_change_that_lets_a_pod_be_kept_back_in_its_room_is_one_that_helps() -> None:
+    there = given_to(asking("there", 1, resource=SHARED), [gpu(0)])
+    found = why(fleet(shared(2, 2), there, asking("p", 4, resource=SHARED)), "p")
+    assert "ask for 3 nvidia.com/gpu.shared instead of 4" in [change.message for change in found.changes]
+    twice = given_to(asking("there", 3, resource=SHARED), [gpu(0), gpu(0), gpu(1)])
+    found = why(fleet(shared(2, 3), twice, asking("p", 4, resource=SHARED)), "p")
+    assert "ask for 3 nvidia.com/gpu.shared instead of 4" in [change.message for change in found.changes]
 
 
 # invariants over random states

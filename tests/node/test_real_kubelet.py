@@ -14,7 +14,7 @@ from tests.contract.simnodes.fleet import Cluster, until
 from tests.node.realnode import IMAGE, RealNode
 from tests.unit.inventories import SEVEN, instance_of, node, uuid_of, whole
 
-from gpufleet.devices.device_plugin import DevicePlugin
+from gpufleet.devices.device_plugin import DevicePlugin, remembered
 from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.plugin_config import PluginConfig
 from gpufleet.devices.plugin_node import PluginNode
@@ -186,6 +186,7 @@ async def _restarts(node_: OnNode, restarts: int) -> None:
                 node_.real.start_kubelet()
                 await node_.offers(GPU, 8)
                 await until(lambda held=held: _same(node_, held))  # type: ignore[misc]
+                assert remembered(node_.real.device_plugins) >= {GPU}, "a kubelet deletes sockets only"
             if number == 7:
                 assert set().union(*held.values()) == EIGHT
                 for name in held:

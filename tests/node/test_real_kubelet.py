@@ -11,12 +11,7 @@ from tests.node.on_node import GPU, MIXED, SLICE, OnNode, Opened, opened
 from tests.node.realnode import RealNode
 from tests.unit.inventories import SEVEN, instance_of, node, uuid_of, whole
 
-<<<<<<< HEAD
-=======
-from gpufleet.devices.device_plugin import DevicePlugin, remembered
-from gpufleet.devices.inventory import Inventory
-from gpufleet.devices.plugin_config import PluginConfig
->>>>>>> h-bench2
+from gpufleet.devices.device_plugin import remembered
 from gpufleet.devices.plugin_node import PluginNode
 from gpufleet.devices.resources import offer
 

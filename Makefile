@@ -13,7 +13,7 @@ not_found := 5
 name := --name '$(or $(NAME),default)'
 environment = @python=$$(PYTHON='$(PYTHON)' sh tools/find-python) && "$$python" tools/environment.py
 
-.PHONY: help up down clean distclean check test test-full bench gen lock format run-environment dev-environment
+.PHONY: help up down clean distclean check test test-node test-full bench gen lock format run-environment dev-environment
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ check: dev-environment  ## formatting, lint, strict types, import contracts, doc
 
 test: dev-environment  ## unit, contract and end-to-end tests (TESTS=tests/unit for a part)
 	@$(BIN)/python -m pytest -p tools.suites -m 'not full' $(TESTS)
+
+test-node: dev-environment  ## the GPU node: fake NVML, and a real kubelet and containerd where the machine allows
+	@$(BIN)/python -m pytest -p tools.suites tests/node
 
 test-full: dev-environment  ## every test, also long properties, peers and large fleets
 	@$(BIN)/python -m pytest -p tools.suites $(TESTS)

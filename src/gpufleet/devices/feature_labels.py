@@ -5,7 +5,7 @@ Values are always valid label values (a long or odd name is cut and trimmed). On
 the one with most GPUs speaks for `nvidia.com/gpu.*` (a tie: the one that has the lowest index), each model
 has its keys `gpufleet.dev/gpu.<product>.count` and `.memory`, and `gpufleet.dev/gpu.heterogeneous` says that
 it is so; upstream takes one at random. A GPU that the driver has lost is not counted.
-Source: k8s-device-plugin internal/lm, go-nvlib; docs/reference/node-labels.md has the table.
+Source: k8s-device-plugin internal/lm, go-nvlib; docs/concepts/node-labels.md has the table.
 """
 
 from __future__ import annotations

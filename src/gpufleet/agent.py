@@ -78,6 +78,7 @@ class Options(msgspec.Struct, frozen=True):
     plugin_folder: Path | None = None
     pod_resources: Path | None = None
     config: ConfigSource = ConfigSource()
+    mig_configs: Path | None = None
     labels_to: Output = "node"
     labels_file: Path | None = None
     exporter: ExporterOptions = ExporterOptions()
@@ -121,7 +122,12 @@ class Agent:
         self._observer = Observer(backend, self._hand_over(self._see), events=self._page.noticed)
         self.account.tell(self._page.held, self._page.kubelet.failed)
         self._mig = MigWorker(
-            backend, self.account, self._inventory_now, self._observer.refreshed, self._derive
+            backend,
+            self.account,
+            self._inventory_now,
+            self._observer.refreshed,
+            self._derive,
+            options.mig_configs,
         )
         self._sampler = Sampler(
             backend,

@@ -326,7 +326,7 @@ def test_up_and_down_at_once_take_turns(new_fleet: NewFleet, tiny: Path) -> None
 
 def test_json_of_status_has_the_names_that_scripts_rely_on(fleet: LocalFleet) -> None:
     status = json.loads(json.dumps(fleet.status()))
-    assert set(status) == {"fleet", "ready", "kubeconfig", "nodes", "gpus", "pods", "components"}
+    assert set(status) == {"fleet", "ready", "kubeconfig", "metrics", "nodes", "gpus", "pods", "components"}
     assert set(status["gpus"]) == {"total", "allocated", "free", "unhealthy"}
     assert set(status["pods"]) == {"running", "pending"}
     assert all({"name", "pid", "state"} <= set(one) for one in status["components"])

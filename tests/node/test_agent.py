@@ -149,6 +149,23 @@ async def test_the_label_of_the_mig_manager_is_followed_through_its_states(opene
             await w.labels(lambda found: found.get("nvidia.com/mig.config.state") == "failed")
 
 
+async def test_own_configs_come_from_a_file_in_the_format_of_mig_parted(
+    opened: World, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "version: v1\nmig-configs:\n  night:\n  - devices: all\n    mig-enabled: true\n"
+        "    mig-devices: {3g.40gb: 2}\n"
+    )
+    async with opened() as w:
+        w.nvml.show(*cut_node("h100", 1))
+        async with w.running(mig_configs=file):
+            asked = {"metadata": {"labels": {"nvidia.com/mig.config": "night"}}}
+            await w.client.patch(NODES, w.node, asked, type=PartialObject)
+            await w.labels(lambda found: found.get("nvidia.com/mig.config.state") == "success")
+            await w.kubelet.until(lambda: w.kubelet.allocatable(THREE) == 2)
+
+
 async def test_a_part_that_somebody_else_runs_is_left_to_them(opened: World) -> None:
     async with opened() as w:
         w.nvml.show(*whole_node("h100", 1))

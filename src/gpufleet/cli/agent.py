@@ -44,6 +44,12 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="Config of the NVIDIA device plugin (v1): a file, or a folder with one file per config.",
 )
+@click.option(
+    "--mig-config-file",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Configs for the label nvidia.com/mig.config (mig-parted, v1); by default those that fit the GPUs.",
+)
 @click.option("--default-config", default="", metavar="NAME", help="Config of nodes without a label.")
 @click.option(
     "--labels-to",
@@ -81,6 +87,7 @@ def command(
     kubeconfig: str | None,
     context: str | None,
     config_file: Path | None,
+    mig_config_file: Path | None,
     default_config: str,
     labels_to: str,
     names: str,
@@ -113,6 +120,7 @@ def command(
         host_root=host_root,
         kubelet_root=kubelet_root or host_root / "var/lib/kubelet",
         config=ConfigSource(config_file, default_config, environment=os.environ),
+        mig_configs=mig_config_file,
         labels_to=labels_to,  # type: ignore[arg-type]
         exporter=ExporterOptions(names=names),  # type: ignore[arg-type]
         exporter_port=exporter_port,

@@ -9,12 +9,13 @@ asked waits until it ends.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import msgspec
 
 from gpufleet.devices.inventory import GPU, Inventory
 from gpufleet.devices.mig_changes import DestroyCompute, MigChange, MigTarget, SwitchMode, plan_change
-from gpufleet.devices.mig_config import MigConfigs, default_mig_configs, resolve_mig_config
+from gpufleet.devices.mig_config import MigConfigs, default_mig_configs, parse_mig_configs, resolve_mig_config
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.mig import Placement
 from gpufleet.fleet.reasons import Reason
@@ -73,13 +74,24 @@ def wished_work(inventory: Inventory, desired: GPUNodeDesired, busy: frozenset[s
     return tuple(found)
 
 
-def labelled_work(
-    inventory: Inventory, config: str, configs: MigConfigs | None, busy: frozenset[str]
-) -> MigChange:
-    """What a named config asks to be done now; the label is an explicit order, so modes may be switched.
+def labelled_work(inventory: Inventory, config: str, file: Path | None, busy: frozenset[str]) -> MigChange:
+    """What a config of the file (None: of those made from the GPUs) asks to be done now; the label is an
+    explicit order, so modes may be switched.
 
     Raises GpufleetError when it cannot be resolved.
     """
-    known = default_mig_configs(inventory) if configs is None else configs
+    known = default_mig_configs(inventory) if file is None else _read(file)
     targets: Mapping[str, MigTarget] = resolve_mig_config(config, known, inventory)
     return plan_change(inventory, targets, busy=busy, may_switch=True)
+
+
+def _read(file: Path) -> MigConfigs:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GpufleetError(
+            reason="MigConfigUnreadable",
+            message=f"cannot read the MIG configs {file}: {error}",
+            hint="give --mig-config-file a file in the format of mig-parted that the agent may read",
+        ) from None
+    return parse_mig_configs(text, str(file))

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from gpufleet.devices import agent_metrics as metrics
 from gpufleet.devices import mig_labels
@@ -29,7 +30,8 @@ LOOK_S = 1.0
 
 class MigWorker:
     """Works for one node. `changed` is called when `leaving`, `problem` or the label's state is another one;
-    `seen` must return once the GPUs were looked at again (it is called in a thread).
+    `seen` must return once the GPUs were looked at again (it is called in a thread). `configs` is a file of
+    configs as mig-parted reads it; without one they are made from the GPUs.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class MigWorker:
         inventory: Callable[[], Inventory | None],
         seen: Callable[[], object],
         changed: Callable[[], None],
+        configs: Path | None = None,
     ) -> None:
         self.desired = GPUNodeDesired()
         self.leaving: frozenset[str] = frozenset()
@@ -46,6 +49,7 @@ class MigWorker:
         self._attempt = mig_labels.Attempt()
         self._backend, self._account = backend, account
         self._inventory, self._seen, self._changed = inventory, seen, changed
+        self._configs = configs
         self._due = asyncio.Event()
 
     @property
@@ -92,7 +96,7 @@ class MigWorker:
     async def _as_labelled(self, inventory: Inventory) -> None:
         found: mig_labels.Finding
         try:
-            change = labelled_work(inventory, self._attempt.config, None, self._account.uuids)
+            change = labelled_work(inventory, self._attempt.config, self._configs, self._account.uuids)
             found = change
             if change.steps and self._attempt.state == "pending":
                 found = await self._carry_out(Work(change))

@@ -11,8 +11,10 @@ import argparse
 import time
 from collections.abc import Callable
 
+import msgspec
 from benchmarks.nodes import GPUS_PER_NODE
 
+from gpufleet.fleet.devices import DeviceClaim, NodeDevices, NodeGPU, Offered, Part, pools_of
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind
 from gpufleet.fleet.pods import GangRef, Pod, PodShape
@@ -39,13 +41,36 @@ def pod(index: int, gpus: int, *, gang: GangRef | None = None, node: str = "") -
     """A pod that asks for GPUs, with cores and memory in proportion."""
     asked = {"cpu": 4000 * gpus, "memory": gpus << 34, "nvidia.com/gpu": gpus, "pods": 1}
     shape = PodShape(requests=tuple(sorted(asked.items())))
-    return Pod("bench", f"pod-{index:06}", f"uid-{index:06}", shape, gang=gang, node=node)
+    claims = (DeviceClaim("main", "nvidia.com/gpu", gpus),)
+    return Pod(
+        "bench", f"pod-{index:06}", f"uid-{index:06}", shape, gang=gang, node=node, device_claims=claims
+    )
 
 
 def one_gpu_each(node_count: int) -> Snapshot:
     """As many one-GPU pods as the fleet can take, less one node's worth, on an empty fleet."""
     pods = tuple(pod(index, 1) for index in range((node_count - 1) * GPUS_PER_NODE))
     return snapshot_of(nodes(node_count), pods)
+
+
+def devices(count: int) -> dict[str, NodeDevices]:
+    """What the agents of the nodes report: GPUs that switches of NVLink connect, four to a processor."""
+    links = tuple(
+        tuple(1820 if other // 4 == gpu // 4 else 1810 for other in range(gpu))
+        for gpu in range(GPUS_PER_NODE)
+    )
+    offered = {"nvidia.com/gpu": Offered(GPUS_PER_NODE, GPUS_PER_NODE)}
+    found = {}
+    for node in nodes(count):
+        uuids = [f"GPU-{node.name}-{gpu}" for gpu in range(GPUS_PER_NODE)]
+        gpus = tuple(NodeGPU(Part(uuid, uuid)) for uuid in uuids)
+        found[node.name] = NodeDevices(gpus, links, pools_of(gpus, offered))
+    return found
+
+
+def picked(case: Callable[[int], Snapshot]) -> Callable[[int], Snapshot]:
+    """A case on nodes whose agents report their devices, so that they are picked."""
+    return lambda count: msgspec.structs.replace(case(count), devices=devices(count))
 
 
 def mixed_sizes(node_count: int) -> Snapshot:
@@ -72,7 +97,9 @@ def full_fleet(node_count: int) -> Snapshot:
 
 CASES: dict[str, tuple[Callable[[int], Snapshot], bool]] = {
     "one GPU each": (one_gpu_each, True),
+    "  devices picked": (picked(one_gpu_each), True),
     "1, 2, 4, 8 GPUs": (mixed_sizes, True),
+    "  and picked": (picked(mixed_sizes), True),
     "gangs of 8 x 8": (gangs, True),
     "nothing fits": (full_fleet, False),
 }

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +42,7 @@ from gpufleet.devices.mps_daemons import MpsDaemons
 from gpufleet.devices.node_report import conditions, node_status
 from gpufleet.devices.observer import Observed, Observer
 from gpufleet.devices.owners import Owners
+from gpufleet.devices.ownership import Ownership
 from gpufleet.devices.picks import Picks, picks_of
 from gpufleet.devices.plugin_config import CONFIG_LABEL, PluginConfig
 from gpufleet.devices.plugin_config_source import ConfigSource, with_sharing
@@ -107,8 +108,9 @@ class Agent:
         )
         self.plugin.allocated = self._allocated
         self.owners = Owners(
-            client, options.node, options.host_root, lambda: self.plugin.registered, self._mig_capable
+            client, options.node, options.host_root, lambda: self.plugin.ours, self._mig_capable
         )
+        self.owners.moved = self._owners_moved
         self.account = Account(
             PodResources(options.pod_resources or options.kubelet_root / "pod-resources" / "kubelet.sock"),
             lambda: frozenset(one.name for one in self.plugin.node.offer.resources),
@@ -169,6 +171,15 @@ class Agent:
             await asyncio.to_thread(self._observer.stop)
             await asyncio.to_thread(self._sampler.stop)
 
+    def _owners_moved(self, now: Ownership, zero: Iterable[str]) -> None:
+        """Leave a record for the next agent: with the plugin, what stands at zero (a registration that
+        has ended) becomes ours; without it nothing is ours any more.
+        """
+        if now.registers:
+            self.plugin.remember(zero)
+        else:
+            self.plugin.forget()
+
     async def _node_exists(self) -> None:
         """Wait for the Node object: an agent may be up before its kubelet has registered the node."""
         said = False
@@ -199,9 +210,10 @@ class Agent:
             inventory,
             observed.health if observed else {},
             frozenset(self._desired.quarantine),
-            gpu_resources(self.plugin.node.offer),
+            gpu_resources(self.plugin.node.offer, self._config.shared_policy),
             self.account.held,
             self._samples.samples,
+            self.plugin.node.topology,
         )
         if self.ready():
             self._phases.setdefault("Ready", time.time())
@@ -276,6 +288,7 @@ class Agent:
             return
         found = topology(observed.inventory, links)
         self.plugin.update(msgspec.structs.replace(self.plugin.node, topology=found))
+        self._status.changed()
 
     def _measured(self, sampled: Sampled) -> None:
         self._samples = sampled

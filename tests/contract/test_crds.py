@@ -16,7 +16,9 @@ from tests.contract.servers import ControlPlane
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.crds import Column, CustomResource, Rule, crd_manifest, establish
 from gpufleet.kube.custom_resources import custom_resources
-from gpufleet.kube.kinds import CRDS, Kind
+from gpufleet.kube.gpunode import GPUNode, GPUNodeStatus, GPUResource
+from gpufleet.kube.gpunode_writes import write_gpu_node_status
+from gpufleet.kube.kinds import CRDS, GPU_NODES, Kind
 from gpufleet.kube.objects import ObjectMeta
 from gpufleet.kube.objects.meta import APIStruct, Condition
 
@@ -110,6 +112,24 @@ async def test_every_definition_of_gpufleet_is_established(control_plane: Contro
             names = definition["spec"]["names"]
             kind = Kind(definition["spec"]["group"], "v1alpha1", names["plural"], names["kind"])
             assert await explained(client, kind)
+
+
+async def test_links_of_gpus_are_kept_as_they_are_and_bounded(control_plane: ControlPlane) -> None:
+    links = tuple(tuple(1830 if one // 4 == gpu // 4 else 1810 for one in range(gpu)) for gpu in range(8))
+    status = GPUNodeStatus(
+        links=links, resources=(GPUResource(name="r", capacity=1, healthy=1, policy="packed"),)
+    )
+    async with Client(control_plane.config) as client:
+        await establish(client, custom_resources())
+        await write_gpu_node_status(client, "linked", "uid", status)
+        stored = (await client.get(GPU_NODES, "linked", type=GPUNode)).status
+        assert (stored.links, stored.resources) == (status.links, status.resources)
+        wrongs: tuple[list[list[int]], ...] = ([[-1]], [[0] * 64], [[]] * 65)
+        for wrong in wrongs:
+            with pytest.raises(ApiError) as refused:
+                await client.patch(GPU_NODES, "linked", {"status": {"links": wrong}}, subresource="status")
+            assert refused.value.status == 422
+        await client.delete(GPU_NODES, "linked")
 
 
 async def explained(client: Client, kind: Kind) -> str:

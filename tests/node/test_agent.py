@@ -180,9 +180,13 @@ async def test_an_agent_that_is_started_again_changes_nothing(opened: World) -> 
             await w.gpu_node(lambda one: bool(one.status.allocations))
             before = w.nvml.machine.gpus
         assert not list(w.kubelet.plugins.glob("gpufleet-*.sock"))
+        counts = {resource: str(w.kubelet.capacity(resource)) for resource in (ONE, THREE)}
+        status = {"status": {"capacity": counts, "allocatable": counts}}
+        await w.client.patch(NODES, w.node, status, subresource="status", type=PartialObject)
         async with w.running():
             await w.kubelet.until(lambda: w.kubelet.allocatable(ONE) == 2)
             assert held.ids < w.kubelet.healthy(ONE)
             assert w.nvml.machine.gpus == before
+            assert w.agent.owners.does("device-plugin"), "the capacity is what the last agent registered"
             node = await w.gpu_node(lambda one: bool(one.status.allocations))
             assert node.status.allocations[0].pod == "p"

@@ -157,6 +157,22 @@ async def test_restarts_of_the_plugin_neither_lose_nor_double_a_device(root: Pat
     await kubelet.stop()
 
 
+async def test_the_next_plugin_knows_what_the_last_one_registered_until_it_is_forgotten(root: Path) -> None:
+    async with pair(root, offered(node(SEVEN, None))) as (kubelet, plugin):
+        assert plugin.ours == {GPU, SLICE}
+        await kubelet.restart()
+        following = make(kubelet, PluginNode())
+        assert following.ours == {GPU, SLICE}
+        following.remember(["nvidia.com/mig-2g.20gb"])
+        assert make(kubelet, PluginNode()).ours == {GPU, SLICE, "nvidia.com/mig-2g.20gb"}
+        following.forget()
+        assert make(kubelet, PluginNode()).ours == frozenset()
+
+
+def test_a_folder_in_which_nobody_registered_has_nothing_of_ours(root: Path) -> None:
+    assert DevicePlugin(root / "not there").ours == frozenset()
+
+
 async def test_a_plugin_that_dies_and_one_that_follows_at_once_do_not_meet_at_one_socket(root: Path) -> None:
     """The kubelet refuses a socket that it still holds, so the follower has another one."""
     async with pair(root, offered(whole(2), PluginConfig())) as (kubelet, _):

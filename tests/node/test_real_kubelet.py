@@ -11,6 +11,7 @@ from tests.node.on_node import GPU, MIXED, SLICE, OnNode, Opened, opened
 from tests.node.realnode import RealNode
 from tests.unit.inventories import SEVEN, instance_of, node, uuid_of, whole
 
+from gpufleet.devices.device_plugin import remembered
 from gpufleet.devices.plugin_node import PluginNode
 from gpufleet.devices.resources import offer
 
@@ -68,6 +69,7 @@ async def _restarts(node_: OnNode, restarts: int) -> None:
                 node_.real.start_kubelet()
                 await node_.offers(GPU, 8)
                 await until(lambda held=held: _same(node_, held))  # type: ignore[misc]
+                assert remembered(node_.real.device_plugins) >= {GPU}, "a kubelet deletes sockets only"
             if number == 7:
                 assert set().union(*held.values()) == EIGHT
                 for name in held:

@@ -11,13 +11,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.unit.random_fleets import FACTOR
 from tests.unit.watched import Watched, machine, manifest
 
+from gpufleet.fleet.devices import DevicePick
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.kube import objects
+from gpufleet.kube.conventions.picked_devices import annotated
 from gpufleet.kube.informers import Change
 from gpufleet.kube.snapshot import SnapshotBuilder
 
 NAMES = ("p0", "p1", "p2")
+PICKED = (DevicePick("main", "nvidia.com/gpu", ("GPU-1",)),)
 NODES = ("a", "b")
 
 # a model
@@ -59,6 +62,7 @@ class Follows(RuleBasedStateMachine):
         return msgspec.structs.replace(
             plain,
             node=plain.node or decided.get("node", ""),
+            picks=plain.picks if plain.node else decided.get("picks", plain.picks),
             nominated_node=decided.get("nominated_node", plain.nominated_node),
             terminating=plain.terminating or decided.get("terminating", False),
         )
@@ -75,7 +79,16 @@ class Follows(RuleBasedStateMachine):
     def informer_shows(
         self, name: str, uid: str, node: str, nominated: str, phase: str, deleted: bool, gang: bool
     ) -> None:
-        new = manifest(name, uid, node=node, nominated=nominated, phase=phase, deleted=deleted, gang=gang)
+        new = manifest(
+            name,
+            uid,
+            node=node,
+            nominated=nominated,
+            phase=phase,
+            deleted=deleted,
+            gang=gang,
+            annotations=annotated(PICKED) if node == "a" else None,
+        )
         decided = self.decided.get(name, {})
         if name in self.said and (self.said[name].metadata.uid != uid or phase in ("Succeeded", "Failed")):
             decided = {}
@@ -98,7 +111,7 @@ class Follows(RuleBasedStateMachine):
         name=st.sampled_from(NAMES),
         decision=st.sampled_from(
             [
-                {"node": "a"},
+                {"node": "a", "picks": PICKED},
                 {"node": "b"},
                 {"nominated_node": "a"},
                 {"nominated_node": ""},
@@ -132,8 +145,9 @@ class Follows(RuleBasedStateMachine):
             self.decided[name] = {}
             self.watched.builder.forget(pod)
         elif field in decided:
-            self.watched.builder.forget(pod, **{field: decided[field]})
-            self.decided[name] = {k: v for k, v in decided.items() if k != field}
+            void = {k: v for k, v in decided.items() if k == field or (field == "node" and k == "picks")}
+            self.watched.builder.forget(pod, **void)
+            self.decided[name] = {k: v for k, v in decided.items() if k not in void}
 
     @rule(name=st.sampled_from(NAMES))
     def late_failure_of_a_pod_that_was_replaced(self, name: str) -> None:

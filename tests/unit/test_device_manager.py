@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from gpufleet.devices.picks import Picks
 from gpufleet.devices.plugin_config import PluginConfig, SharedResource, Sharing
 from gpufleet.devices.plugin_node import PluginNode
-from gpufleet.devices.resources import device_of
 from gpufleet.devices.simulated_node import simulated_inventory
+from gpufleet.fleet.devices import DeviceClaim, device_of
 from gpufleet.fleet.mig import GEOMETRIES, layout
 from gpufleet.fleet.products import find_product
 from gpufleet.kube.gpunode import GPUAllocation
-from gpufleet.local.simnodes.device_manager import Claim, Holder, Holdings, Shortage
+from gpufleet.local.simnodes.device_manager import Holder, Holdings, Shortage
 
 GPU, SHARED, SLICE = "nvidia.com/gpu", "nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb"
 BALANCED = layout(GEOMETRIES["h100-80gb"], "all-balanced")
@@ -26,14 +26,14 @@ class Played(msgspec.Struct, frozen=True):
     node: PluginNode
     holdings: Holdings = Holdings()
 
-    def take(self, pod: str, *claims: Claim) -> Holdings | Shortage:
+    def take(self, pod: str, *claims: DeviceClaim) -> Holdings | Shortage:
         def prefer(resource: str, available: object, must: object, size: int) -> object:
             return self.node.preferred(resource, Picks(), available, must, size)  # type: ignore[arg-type]
 
         return self.holdings.allocate(holder(pod), claims, self.node.offer, prefer)  # type: ignore[arg-type]
 
     def after(self, pod: str, count: int, resource: str = GPU) -> Played:
-        taken = self.take(pod, Claim("main", resource, count))
+        taken = self.take(pod, DeviceClaim("main", resource, count))
         assert isinstance(taken, Holdings)
         return Played(self.node, taken)
 
@@ -78,7 +78,7 @@ def test_no_device_id_is_ever_held_by_two_pods(node: Played, steps: list[tuple[s
     for step, (kind, number, count) in enumerate(steps):
         if kind == "take" and not node.holdings.of(f"uid-p{number}"):
             resource = resources[(number + step) % len(resources)]
-            after = node.take(f"p{number}", Claim("main", resource, count))
+            after = node.take(f"p{number}", DeviceClaim("main", resource, count))
             if isinstance(after, Shortage):
                 assert after.available is not None
                 assert after.available < count
@@ -105,7 +105,7 @@ def test_recorded_allocations_restore_what_every_container_held(
 ) -> None:
     resource = node.node.offer.resources[0].name
     for number, counts in enumerate(pods):
-        claims = [Claim(f"c{n}", resource, count, init) for n, (count, init) in enumerate(counts)]
+        claims = [DeviceClaim(f"c{n}", resource, count, init) for n, (count, init) in enumerate(counts)]
         after = node.take(f"p{number}", *claims)
         node = Played(node.node, after) if isinstance(after, Holdings) else node
     encoded = msgspec.json.encode(node.holdings.allocations())
@@ -129,16 +129,20 @@ def test_the_lowest_free_index_is_given_first() -> None:
 
 
 def test_a_pod_gets_all_its_claims_or_none() -> None:
-    assert WHOLE.take("p", Claim("a", GPU, 6), Claim("b", GPU, 3)) == Shortage(GPU, 3, 2)
+    assert WHOLE.take("p", DeviceClaim("a", GPU, 6), DeviceClaim("b", GPU, 3)) == Shortage(GPU, 3, 2)
 
 
 def test_an_unknown_resource_is_told_apart_from_a_used_up_one() -> None:
-    assert WHOLE.take("p", Claim("a", SLICE, 1)) == Shortage(SLICE, 1, None)
-    assert WHOLE.after("q", 8).take("p", Claim("a", GPU, 1)) == Shortage(GPU, 1, 0)
+    assert WHOLE.take("p", DeviceClaim("a", SLICE, 1)) == Shortage(SLICE, 1, None)
+    assert WHOLE.after("q", 8).take("p", DeviceClaim("a", GPU, 1)) == Shortage(GPU, 1, 0)
 
 
 def test_devices_of_init_containers_serve_the_later_containers_of_the_pod() -> None:
-    claims = (Claim("init", GPU, 2, reusable=True), Claim("main", GPU, 1), Claim("side", GPU, 2))
+    claims = (
+        DeviceClaim("init", GPU, 2, reusable=True),
+        DeviceClaim("main", GPU, 1),
+        DeviceClaim("side", GPU, 2),
+    )
     holdings = played("h100", 3).take("p", *claims)
     assert isinstance(holdings, Holdings)
     init, main, side = (set(holding.ids) for holding in holdings.all)

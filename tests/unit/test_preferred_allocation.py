@@ -14,13 +14,14 @@ from tests.unit.inventories import instance_of, islands, node, uuid_of, whole
 from gpufleet.devices.backend import Link
 from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.plugin_config import PluginConfig, SharedResource, Sharing
-from gpufleet.devices.preferred_allocation import Policy, Topology, best_gpus, pair_score, preferred, topology
+from gpufleet.devices.preferred_allocation import Topology, best_gpus, pair_score, preferred, topology
 from gpufleet.devices.resources import Resource, offer
+from gpufleet.fleet.device_choice import SharePolicy
 
 Links = Mapping[tuple[str, str], Link]
 EIGHT = tuple(uuid_of(index) for index in range(8))
-NONE = Topology((), ())
-POLICIES: tuple[Policy, ...] = ("distributed", "packed")
+NONE = Topology()
+POLICIES: tuple[SharePolicy, ...] = ("distributed", "packed")
 LEVELS = (Link("system"), Link("cpu"), Link("bridge"), Link("switches"), Link("switch"), Link("board"))
 
 

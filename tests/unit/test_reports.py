@@ -12,7 +12,7 @@ from tests.unit.fleets import pod
 from gpufleet.fleet.plans import Unschedulable
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
-from gpufleet.scheduling.reports import SAME_CODES_SECONDS, Report, Reports
+from gpufleet.scheduling.reports import PASSING_SECONDS, SAME_CODES_SECONDS, Report, Reports
 
 T = TypeVar("T")
 
@@ -84,6 +84,42 @@ def test_new_numbers_wait_a_while() -> None:
         assert await nothing_comes(reports)
         reports.add(report("A", text="5 nodes"), SAME_CODES_SECONDS)
         assert "5 nodes" in (await written(reports, SAME_CODES_SECONDS)).message
+
+    run(story())
+
+
+def test_what_should_pass_by_itself_is_told_when_it_lasts() -> None:
+    async def story() -> None:
+        reports = Reports()
+        for now in (0.0, 1.0, PASSING_SECONDS - 0.1):
+            reports.add(report("WaitingForDevices"), now)
+            assert await nothing_comes(reports)
+        reports.add(report("WaitingForDevices", text="for another pod"), PASSING_SECONDS)
+        assert "another pod" in (await written(reports, PASSING_SECONDS)).message
+
+    run(story())
+
+
+def test_what_has_passed_and_comes_again_is_not_told_at_once() -> None:
+    async def story() -> None:
+        reports = Reports()
+        reports.add(report("WaitingForDevices"), 0.0)
+        reports.add(report("A"), 1.0)
+        await written(reports, 1.0)
+        reports.add(report("WaitingForDevices"), PASSING_SECONDS)
+        assert await nothing_comes(reports)
+
+    run(story())
+
+
+def test_what_has_passed_takes_back_an_older_report_that_waits() -> None:
+    """The pod fits now; that it did not a moment ago is no news any more."""
+
+    async def story() -> None:
+        reports = Reports()
+        reports.add(report("A"), 0.0)
+        reports.add(report("WaitingForDevices"), 0.1)
+        assert await nothing_comes(reports)
 
     run(story())
 

@@ -12,12 +12,14 @@ import msgspec
 import pytest
 from tests.unit.watched import manifest
 
+from gpufleet.fleet.devices import DevicePick
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.plans import Bind, BindVolume, Evict, Nominate, Plan, SelectNode
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.volumes import Claim
 from gpufleet.kube import objects
+from gpufleet.kube.conventions.picked_devices import DEVICES_ANNOTATION, annotated
 from gpufleet.kube.errors import ApiError, Unreachable
 from gpufleet.kube.informers import Change
 from gpufleet.scheduling import writers
@@ -39,14 +41,18 @@ class Server:
         self.error = error
         self.answers = list(answers)
         self.written: list[tuple[str, Any]] = []
+        self.annotations: dict[str, str] | None = None
 
     def _write(self, *what: Any) -> None:
         self.written.append(what)
         if self.error is not None:
             raise self.error
 
-    async def bind(self, _: str, name: str, **__: object) -> None:
+    async def bind(
+        self, _: str, name: str, *, annotations: dict[str, str] | None = None, **__: object
+    ) -> None:
         self._write("bind", name)
+        self.annotations = annotations
 
     async def patch(self, _: object, name: str, patch: Any, *__: object, **___: object) -> None:
         self._write("patch", patch)
@@ -160,6 +166,39 @@ def test_a_nomination_that_failed_does_not_take_the_binding_back() -> None:
         found = Story(Binds(REFUSED), manifest())
         await found.carry_out(NOMINATE, BIND)
         assert (found.place, found.pod("p0").nominated_node) == ("a", "")
+
+    run(story())
+
+
+def test_a_binding_carries_what_was_picked_and_the_pick_counts_at_once() -> None:
+    picked = (DevicePick("main", "nvidia.com/gpu", ("GPU-1",)),)
+
+    async def story() -> None:
+        found = Story(Server(None), manifest())
+        await found.carry_out(msgspec.structs.replace(BIND, picks=picked))
+        assert found.server.annotations == {"gpufleet.dev/devices": '{"main":{"nvidia.com/gpu":["GPU-1"]}}'}
+        assert found.pod("p0").picks == picked
+
+    run(story())
+
+
+def test_a_binding_without_picks_takes_back_what_somebody_else_wrote() -> None:
+    async def story() -> None:
+        forged = annotated((DevicePick("main", "nvidia.com/gpu", ("GPU-1",)),))
+        for pod, written in ((manifest(), {}), (manifest(annotations=forged), {DEVICES_ANNOTATION: "{}"})):
+            found = Story(Server(None), pod)
+            await found.carry_out(BIND)
+            assert found.server.annotations == written
+
+    run(story())
+
+
+def test_the_picks_of_a_binding_that_was_refused_are_forgotten() -> None:
+    async def story() -> None:
+        picked = (DevicePick("main", "nvidia.com/gpu", ("GPU-1",)),)
+        found = Story(Server(REFUSED), manifest())
+        await found.carry_out(msgspec.structs.replace(BIND, picks=picked))
+        assert (found.place, found.pod("p0").picks) == ("", ())
 
     run(story())
 

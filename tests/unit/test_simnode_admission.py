@@ -8,12 +8,15 @@ import msgspec
 import pytest
 from tests.unit.simnode_pods import container, pod
 
+from gpufleet.devices.picks import Picks
+from gpufleet.fleet.devices import DeviceClaim, DevicePick
+from gpufleet.kube.conventions.picked_devices import annotated
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.objects import Node, Pod, PodStatus
+from gpufleet.kube.requests import device_claims
 from gpufleet.local.fleetfile import parse_fleet
-from gpufleet.local.simnodes.admission import device_claims
 from gpufleet.local.simnodes.adoption import adopt
-from gpufleet.local.simnodes.device_manager import Claim, Holdings
+from gpufleet.local.simnodes.device_manager import Holdings
 from gpufleet.local.simnodes.machines import machines
 from gpufleet.local.simnodes.node import SimulatedNode, fault_problems, parse_faults
 from gpufleet.local.simnodes.podstate import granted
@@ -129,10 +132,64 @@ def test_claims_come_in_the_order_of_allocation_and_say_what_may_be_used_again()
     )
     gpu = "nvidia.com/gpu"
     assert device_claims(subject) == (
-        Claim("i", gpu, 1, reusable=True),
-        Claim("s", gpu, 1),
-        Claim("a", gpu, 2),
+        DeviceClaim("i", gpu, 1, reusable=True),
+        DeviceClaim("s", gpu, 1),
+        DeviceClaim("a", gpu, 2),
     )
+
+
+def _picked(**devices: list[str]) -> dict[str, str]:
+    picks = [DevicePick(name, "nvidia.com/gpu", tuple(uuids)) for name, uuids in devices.items()]
+    return annotated(picks)
+
+
+def test_a_pod_gets_what_was_picked_for_it_container_by_container() -> None:
+    node = _node("gpu: h100, gpusPerNode: 8")
+    uuids = [gpu.uuid for gpu in node.gpus.inventory.gpus]
+    asks = [container("b", gpus=2), container("a", gpus=2)]
+    subject = pod("p", containers=asks, annotations=_picked(b=[uuids[6], uuids[2]], a=[uuids[5], uuids[1]]))
+    assert node.admit(subject) is None
+    assert set(node.held("uid-p", "b")) == {uuids[6], uuids[2]}
+    assert set(node.held("uid-p", "a")) == {uuids[5], uuids[1]}
+    assert node.gpus.picks == Picks(), "what is confirmed waits for nothing"
+
+
+def test_a_pod_with_an_init_container_gets_what_was_picked_for_both() -> None:
+    node = _node("gpu: h100, gpusPerNode: 8")
+    uuids = [gpu.uuid for gpu in node.gpus.inventory.gpus]
+    annotations = _picked(i=[uuids[6]], m=[uuids[6], uuids[3]])
+    inits = [container("i", gpus=1)]
+    assert (
+        node.admit(pod("p", inits=inits, containers=[container("m", gpus=2)], annotations=annotations))
+        is None
+    )
+    assert node.held("uid-p", "i") == (uuids[6],)
+    assert set(node.held("uid-p", "m")) == {uuids[6], uuids[3]}
+
+
+def test_a_picked_share_is_any_free_one_of_the_gpu() -> None:
+    node = _node("gpu: l4, gpusPerNode: 2, sharing: {timeSlicing: {replicas: 2}}")
+    uuids = [gpu.uuid for gpu in node.gpus.inventory.gpus]
+    for name in ("p", "q"):
+        assert (
+            node.admit(pod(name, containers=[container(gpus=1)], annotations=_picked(main=[uuids[1]])))
+            is None
+        )
+        assert node.held(f"uid-{name}", "main") == (uuids[1],)
+
+
+def test_a_pick_that_somebody_has_got_already_costs_no_pod_its_life() -> None:
+    node = _node("gpu: h100, gpusPerNode: 2")
+    first, second = [gpu.uuid for gpu in node.gpus.inventory.gpus]
+    for name in ("p", "q"):
+        assert (
+            node.admit(pod(name, containers=[container(gpus=1)], annotations=_picked(main=[first]))) is None
+        )
+    assert node.held("uid-q", "main") == (second,)
+    assert node.gpus.picks == Picks()
+    refusal = node.admit(pod("r", containers=[container(gpus=1)], annotations=_picked(main=[first])))
+    assert refusal is not None
+    assert node.gpus.picks == Picks(), "a pod that was refused waits for nothing"
 
 
 def test_a_pod_that_lost_part_of_its_devices_is_told_so() -> None:

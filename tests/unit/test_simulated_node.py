@@ -50,6 +50,13 @@ class Bench:
         return self.gpus.status(()).devices
 
 
+def test_a_node_says_how_its_gpus_are_linked_where_that_differs() -> None:
+    eight, four = (Bench(count).gpus.status(()).links for count in (8, 4))
+    assert [len(row) for row in eight] == list(range(8))
+    assert len({score for row in eight for score in row}) == 2
+    assert not four, "of four all are linked alike"
+
+
 def test_a_sick_and_a_quarantined_gpu_are_not_offered_and_say_why() -> None:
     bench = Bench()
     assert bench.gpus.obey({0: "Xid79"}, [bench.uuids[1]])

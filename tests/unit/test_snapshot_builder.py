@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.watched import Watched, devices, machine, manifest
 
+from gpufleet.fleet.devices import DevicePick
 from gpufleet.fleet.pods import Pod
 from gpufleet.kube import objects
+from gpufleet.kube.conventions.picked_devices import DEVICES_ANNOTATION, annotated
+from gpufleet.kube.gpunode import GPUAllocation, GPUDevice, GPUNode, GPUNodeStatus, GPUResource
 from gpufleet.kube.informers import Change
 from gpufleet.kube.snapshot import SnapshotBuilder
 from gpufleet.kube.values import DECISION_CONDITION
@@ -146,6 +149,50 @@ def test_devices_of_a_node_that_is_not_there_make_no_node() -> None:
     watched.builder.gpu_node_changed(Change("a", None, devices()))
     assert not watched.builder.snapshot().nodes
     assert not watched.changes
+
+
+def holding(uid: str) -> GPUNode:
+    """A node of two GPUs, one of which a pod holds."""
+    names = ("GPU-0", "GPU-1")
+    gpus = tuple(
+        GPUDevice(index=i, uuid=name, product="h100", memory_mib=1, healthy=True)
+        for i, name in enumerate(names)
+    )
+    held = GPUAllocation(
+        namespace="default",
+        pod="p",
+        pod_uid=uid,
+        container="c",
+        resource="nvidia.com/gpu",
+        devices=("GPU-1",),
+    )
+    resource = GPUResource(name="nvidia.com/gpu", capacity=2, healthy=2)
+    status = GPUNodeStatus(devices=gpus, resources=(resource,), allocations=(held,))
+    return GPUNode(metadata=objects.ObjectMeta(name="a"), status=status)
+
+
+def test_who_holds_which_device_is_in_the_snapshot_and_announced() -> None:
+    watched = Watched()
+    watched.node(machine(gpus="2"))
+    watched.builder.gpu_node_changed(Change("a", None, holding("u1")))
+    before = watched.changes
+    (held,) = watched.builder.snapshot().devices["a"].held
+    assert (held.pod_uid, held.devices) == ("u1", ("GPU-1",))
+    watched.builder.gpu_node_changed(Change("a", None, holding("u1")))
+    assert watched.changes == before
+    watched.builder.gpu_node_changed(Change("a", None, holding("u2")))
+    assert watched.changes == before + 1
+    watched.builder.gpu_node_changed(Change("a", None, None))
+    assert not watched.builder.snapshot().devices
+
+
+def test_what_was_picked_is_read_from_a_bound_pod() -> None:
+    picked = (DevicePick("main", "nvidia.com/gpu", ("GPU-1",)),)
+    watched = Watched()
+    watched.pod(manifest(node="a", annotations=annotated(picked)))
+    assert watched.found().picks == picked
+    watched.pod(manifest(node="a", annotations={DEVICES_ANNOTATION: "not ours"}))
+    assert watched.found().picks == ()
 
 
 def test_namespaces_count_by_their_labels() -> None:

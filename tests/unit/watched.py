@@ -23,6 +23,7 @@ def manifest(
     deleted: bool = False,
     gang: bool = False,
     labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
 ) -> objects.Pod:
     """A pod as its informer shows it."""
     body: dict[str, Any] = {
@@ -30,6 +31,7 @@ def manifest(
             "name": name,
             "namespace": "default",
             "uid": uid,
+            "annotations": annotations or {},
             "labels": {
                 **(labels or {}),
                 **({"gpufleet.dev/gang": "g", "gpufleet.dev/gang-size": "2"} if gang else {}),

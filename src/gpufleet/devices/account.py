@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from gpufleet.devices import agent_metrics as metrics
 from gpufleet.devices.ledger import BoundPod, allocations
 from gpufleet.devices.picks import Pick, Picks, swapped
-from gpufleet.devices.resources import device_of
+from gpufleet.fleet.devices import device_of
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.gpunode import GPUAllocation
 from gpufleet.kube.kubelet.pod_resources import PodDevices, PodResources

@@ -16,7 +16,7 @@ import msgspec
 
 from gpufleet.devices.inventory import GPU, ComputeInstance, GPUInstance, Inventory
 from gpufleet.devices.ledger import holders
-from gpufleet.devices.resources import device_of
+from gpufleet.fleet.devices import device_of
 from gpufleet.kube.gpunode import GPUAllocation
 
 Key = tuple[str, int | None]

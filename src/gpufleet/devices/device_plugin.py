@@ -10,6 +10,9 @@ along with the old one. A registration is made anew when `kubelet.sock` is anoth
 restarted, and has deleted our socket), when our socket is gone, or when the kubelet has ended its stream.
 A resource without devices stays registered with an empty list: its capacity is 0 at once, and it is back at
 once when instances are cut again.
+
+The kubelet shows the resources of a plugin for minutes after it has ended, and does not say whose they are.
+So the names of what was registered here stay in a file in the folder: the next agent knows them as ours.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import hashlib
 import logging
 import secrets
 import socket as sockets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -45,6 +48,9 @@ FOLDER = Path("/var/lib/kubelet/device-plugins")
 POLL_S = 0.2
 REGISTER_S = 12.0
 GRACE_S = 1.0
+REGISTERED = "gpufleet.registered"
+"""The file in the kubelet's folder with the names of our resources, one per line."""
+
 _PREFIX = "gpufleet-"
 _PATH_BYTES = 107
 
@@ -74,11 +80,25 @@ class DevicePlugin:
         self.changed = asyncio.Event()
         self._poll_s = poll_s
         self._endpoints: dict[str, _Endpoint | None] = {}
+        self._remembered = remembered(folder)
 
     @property
     def registered(self) -> Mapping[str, bool]:
         """Every resource, and whether the kubelet follows it now."""
         return {name: bool(one and one.streams) for name, one in self._endpoints.items()}
+
+    @property
+    def ours(self) -> frozenset[str]:
+        """The resources that are ours: those that we offer, and those that an agent before us registered."""
+        return self._remembered | self._endpoints.keys()
+
+    def remember(self, resources: Iterable[str]) -> None:
+        """These are ours from now on, for the agents that follow too. Raises OSError."""
+        self._keep(self._remembered.union(resources))
+
+    def forget(self) -> None:
+        """Nothing that is registered here is ours any more. Raises OSError."""
+        self._keep(frozenset())
 
     def update(self, node: PluginNode) -> None:
         """Answer from another value from now on, and tell the kubelet what is new in it."""
@@ -106,6 +126,7 @@ class DevicePlugin:
                 if kubelet is not None and not (endpoint and endpoint.serves(kubelet)):
                     try:
                         self._endpoints[resource] = await self._register(resource, kubelet)
+                        self.remember([resource])
                         log.info("registered %s with the kubelet", resource)
                         complaint = ""
                     except (grpc.RpcError, OSError) as error:
@@ -119,6 +140,13 @@ class DevicePlugin:
         finally:
             if last := self._endpoints.pop(resource):
                 await last.close()
+
+    def _keep(self, resources: frozenset[str]) -> None:
+        if resources != self._remembered:
+            draft = self.folder / f"{REGISTERED}.new"
+            draft.write_text("".join(f"{name}\n" for name in sorted(resources)))
+            draft.replace(self.folder / REGISTERED)
+            self._remembered = resources
 
     async def _register(self, resource: str, kubelet: FileIdentity) -> _Endpoint:
         path = self.folder / socket_name(resource, secrets.token_hex(3), self.folder)
@@ -226,6 +254,14 @@ def identity(path: Path) -> FileIdentity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def remembered(folder: Path) -> frozenset[str]:
+    """The resources that an agent has registered from this folder; none where nothing can be read."""
+    try:
+        return frozenset((folder / REGISTERED).read_text(errors="replace").split())
+    except OSError:
+        return frozenset()
 
 
 def socket_name(resource: str, token: str, folder: Path) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from gpufleet.devices.resources import device_of
+from gpufleet.fleet.devices import device_of
 from gpufleet.kube.gpunode import GPUAllocation
 from gpufleet.kube.kubelet.pod_resources import PodDevices
 

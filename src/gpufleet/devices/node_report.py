@@ -9,6 +9,7 @@ from gpufleet.devices.backend import Sample
 from gpufleet.devices.device_health import Health
 from gpufleet.devices.feature_labels import label_value
 from gpufleet.devices.inventory import GPU, Inventory
+from gpufleet.devices.preferred_allocation import Topology
 from gpufleet.fleet import mig
 from gpufleet.kube.gpunode import (
     GPUAllocation,
@@ -21,6 +22,7 @@ from gpufleet.kube.gpunode import (
 from gpufleet.kube.objects import Condition
 from gpufleet.kube.times import format_time
 
+_UNKNOWN_LINKS = Topology()
 _READINGS = {
     "memory_used_mib": "DCGM_FI_DEV_FB_USED",
     "temperature_c": "DCGM_FI_DEV_GPU_TEMP",
@@ -37,8 +39,11 @@ def node_status(
     resources: Iterable[GPUResource],
     allocations: Iterable[GPUAllocation],
     samples: Iterable[Sample],
+    topology: Topology = _UNKNOWN_LINKS,
 ) -> GPUNodeStatus:
-    """Summary, devices, resources and allocations; the rest of the status says how the agent itself is."""
+    """Summary, devices, resources, allocations and links; the rest says how the agent itself is. Links of
+    other GPUs than the node has now are left out.
+    """
     held = tuple(allocations)
     measured = {sample.uuid: sample.values for sample in samples if sample.instance is None}
     reasons = {
@@ -52,6 +57,7 @@ def node_status(
         devices=tuple(_device(gpu, reasons[gpu.uuid], measured.get(gpu.uuid, {})) for gpu in inventory.gpus),
         resources=tuple(resources),
         allocations=held,
+        links=topology.table.rows if topology.gpus == tuple(gpu.uuid for gpu in inventory.gpus) else (),
     )
 
 

@@ -38,6 +38,8 @@ class Owners:
         self._client, self._node, self._host_root = client, node, host_root
         self._ours, self._mig_capable = ours, mig_capable
         self._zero_since: dict[str, float] = {}
+        self.moved: Callable[[Ownership, Iterable[str]], None] = lambda _now, _zero: None
+        """Told of the owners that are new, with the resources at zero, before `follow` raises."""
 
     def does(self, part: Component) -> bool:
         """Whether a part is ours to run."""
@@ -72,6 +74,7 @@ class Owners:
             before = self.found
             await self.look()
             if before is not None and self.found is not None and _does(before) != _does(self.found):
+                self.moved(self.found, self._zero_since)
                 raise GpufleetError(
                     reason="OwnersChanged",
                     message="the owner of a part of this node has changed",

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from gpufleet.devices.resources import device_of
-from gpufleet.kube.conventions.picked_devices import DEVICES_ANNOTATION, parse_devices
+from gpufleet.fleet.devices import device_of
+from gpufleet.kube.conventions.picked_devices import picks_in
 from gpufleet.kube.objects import Pod
 
 
@@ -100,14 +100,8 @@ class Picks(msgspec.Struct, frozen=True):
 
 def picks_of(pod: Pod) -> tuple[Pick, ...]:
     """The picks that came with a pod's binding; none where the annotation is absent or says nothing."""
-    text = pod.metadata.annotations.get(DEVICES_ANNOTATION)
-    if not text:
-        return ()
-    return tuple(
-        Pick(pod.metadata.uid, container, resource, tuple(devices))
-        for container, resources in parse_devices(text).items()
-        for resource, devices in resources.items()
-    )
+    found = picks_in(pod.metadata.annotations)
+    return tuple(Pick(pod.metadata.uid, one.container, one.resource, one.devices) for one in found)
 
 
 def swapped(pick: Pick, ids: Sequence[str]) -> bool:

@@ -25,7 +25,7 @@ class PluginNode(msgspec.Struct, frozen=True):
     offer: Offer = Offer()
     inventory: Inventory = Inventory()
     config: PluginConfig = PluginConfig()
-    topology: Topology = Topology((), ())
+    topology: Topology = Topology()
     nodes: DriverNodes = DriverNodes()
     busy: frozenset[str] = frozenset()
 

@@ -19,20 +19,16 @@ import msgspec
 
 from gpufleet.devices.inventory import GPU, ComputeInstance, GPUInstance, Inventory
 from gpufleet.devices.plugin_config import GPU_RESOURCE, PluginConfig, Sharing
+from gpufleet.fleet.device_choice import SharePolicy
+from gpufleet.fleet.devices import REPLICA_SEPARATOR
 from gpufleet.fleet.mig import mig_resource
 from gpufleet.kube.gpunode import GPUResource
 
-REPLICA_SEPARATOR = "::"
 REASONS = {
     "MigConfigInvalid": "the strategy `single` needs MIG on every GPU and instances of one profile only",
     "MigInstanceNotWhole": "no compute instance fills this GPU instance, so that no resource names it",
 }
 """Why a device is not offered."""
-
-
-def device_of(device_id: str) -> str:
-    """The UUID in a device id, without the number of the replica."""
-    return device_id.partition(REPLICA_SEPARATOR)[0]
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -190,13 +186,14 @@ def _remembered(before: Offer, lost: Collection[str]) -> list[tuple[str, Device]
     ]
 
 
-def gpu_resources(found: Offer) -> tuple[GPUResource, ...]:
-    """The resources of an offer as a `GPUNode` counts them."""
+def gpu_resources(found: Offer, policy: SharePolicy = "distributed") -> tuple[GPUResource, ...]:
+    """The resources of an offer as a `GPUNode` counts them; `policy` says how shares are handed out."""
     return tuple(
         GPUResource(
             name=one.name,
             capacity=len(one.devices),
             healthy=sum(device.healthy for device in one.devices),
+            policy=policy,
         )
         for one in found.resources
     )

@@ -28,10 +28,11 @@ from gpufleet.devices.plugin_config import PluginConfig
 from gpufleet.devices.plugin_config_source import with_sharing
 from gpufleet.devices.plugin_node import PluginNode
 from gpufleet.devices.preferred_allocation import topology
-from gpufleet.devices.resources import REPLICA_SEPARATOR, device_of, gpu_resources
+from gpufleet.devices.resources import gpu_resources
 from gpufleet.devices.simulated_backend import SimulatedBackend
 from gpufleet.devices.timeline import RaiseXid, SetLoad, SetRecovery, Step
 from gpufleet.fleet import mig
+from gpufleet.fleet.devices import REPLICA_SEPARATOR, device_of
 from gpufleet.fleet.products import Product
 from gpufleet.kube.gpunode import GPUAllocation, GPUNodeDesired, GPUNodeStatus, GPUResource
 
@@ -112,7 +113,7 @@ class SimulatedGPUs:
     @property
     def resources(self) -> tuple[GPUResource, ...]:
         """Every resource with its number of devices, by name."""
-        return gpu_resources(self.node.offer)
+        return gpu_resources(self.node.offer, self.config.shared_policy)
 
     @property
     def healing(self) -> bool:
@@ -218,6 +219,7 @@ class SimulatedGPUs:
             self.resources,
             allocations,
             self._samples,
+            self.node.topology,
         )
 
     def _see(self, observed: Observed) -> None:

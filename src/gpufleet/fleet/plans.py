@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import msgspec
 
+from gpufleet.fleet.devices import DevicePick
 from gpufleet.fleet.mig import Placement
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
 
 
 class Bind(msgspec.Struct, frozen=True):
-    """Bind a pod to a node."""
+    """Bind a pod to a node, where its containers should get the devices of `picks`; without any, the node
+    chooses.
+    """
 
     pod: Pod
     node: str
     reasons: tuple[Reason, ...] = ()
+    picks: tuple[DevicePick, ...] = ()
 
 
 class SelectNode(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import msgspec
 
+from gpufleet.fleet.devices import DeviceClaim, DevicePick
 from gpufleet.fleet.selectors import LabelSelector, NodeSelector, NodeSelectorTerm, Toleration
 
 SCHEDULER_NAME = "gpufleet"
@@ -115,7 +116,8 @@ class Pod(msgspec.Struct, frozen=True):
 
     `owner` is the uid of the controlling owner (empty for a bare pod), `owner_kind` and `owner_name` are for
     rules and for people. `preempts` is False for preemptionPolicy Never. `reported` is True while the pod's
-    condition says that gpufleet could not place it.
+    condition says that gpufleet could not place it. `device_claims` are what its containers ask for of GPUs,
+    in the order in which a kubelet allocates, and `picks` what was picked for them when it was bound.
     """
 
     namespace: str
@@ -137,6 +139,8 @@ class Pod(msgspec.Struct, frozen=True):
     owner_name: str = ""
     gang: GangRef | None = None
     reported: bool = False
+    device_claims: tuple[DeviceClaim, ...] = ()
+    picks: tuple[DevicePick, ...] = ()
 
     @property
     def key(self) -> str:

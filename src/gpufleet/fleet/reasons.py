@@ -68,6 +68,8 @@ CODES: dict[str, str] = {
     "WaitingForVictims": "Victims were evicted for this pod and have not ended yet.",
     "PreemptionNever": "The pod's preemptionPolicy is Never.",
     "NoVictims": "No set of lower-priority pods would make room.",
+    "WaitingForDevices": "Another pod is being given devices of the node; once it is known which, the pod is "
+    "bound, so that nobody gets what was picked for somebody else.",
     "BindFailed": "The API server refused what was decided for the pod; it is tried again after a pause.",
     # why a placement or an eviction was chosen
     "BestFit": "The node leaves the fewest GPUs stranded (best-fit packing).",

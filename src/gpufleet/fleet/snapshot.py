@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from gpufleet.fleet.devices import NodeDevices
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.selectors import LabelSelector
@@ -36,9 +37,11 @@ class Snapshot(msgspec.Struct, frozen=True):
     `pods_by_node` has every pod that is bound or assumed to be bound and has not finished, by node (also
     nodes that do not exist any more); `unbound` has every pod that is neither bound nor finished, whoever
     schedules it. `gang_successes` counts the pods that have succeeded by gang and owner (`Pod.gang_part`).
+    `devices` says of nodes whose agent reports which devices there are and who holds them.
     """
 
     nodes: Mapping[str, Node] = {}
+    devices: Mapping[str, NodeDevices] = {}
     pods_by_node: Mapping[str, Mapping[str, Pod]] = {}
     unbound: Mapping[str, Pod] = {}
     gang_successes: Mapping[tuple[str, str], int] = {}

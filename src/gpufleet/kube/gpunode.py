@@ -19,6 +19,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from gpufleet.fleet.device_choice import SharePolicy
 from gpufleet.kube.crds import Column, CustomResource, Rule
 from gpufleet.kube.kinds import GPU_NODES
 from gpufleet.kube.objects.meta import APIStruct, Condition, ObjectMeta
@@ -29,6 +30,7 @@ MAX_RESOURCES = 32
 MAX_ALLOCATIONS = 1024
 MAX_PODS_DEVICES = 64
 MAX_PODS_IDS = 1024
+MAX_LINK_SCORE = 100_000
 
 Uuid = Annotated[str, Meta(min_length=1, max_length=63, description="UUID of a GPU or of a MIG instance.")]
 DeviceId = Annotated[
@@ -45,6 +47,16 @@ MAX_REPLICAS = 64
 
 Time = Annotated[
     str, Meta(max_length=40, description="RFC 3339 time.", extra_json_schema={"format": "date-time"})
+]
+
+
+LinkScores = Annotated[
+    tuple[Annotated[int, Meta(ge=0, le=MAX_LINK_SCORE, description="Score of a pair.")], ...],
+    Meta(
+        max_length=MAX_DEVICES - 1,
+        description="Scores with GPU 0, 1, ...: 10 to 60 by the nearest common ancestor on PCIe (system, "
+        "cpu, bridge, switches, switch, board), and 100 for each NVLink.",
+    ),
 ]
 
 
@@ -136,6 +148,9 @@ class GPUResource(APIStruct, frozen=True, kw_only=True):
     healthy: Annotated[
         int, Meta(ge=0, description="Devices that new pods may use; trusted over Node.status.allocatable.")
     ]
+    policy: Annotated[
+        SharePolicy, Meta(description="Shares go to the least used device, or packed to the most used one.")
+    ] = "distributed"
 
 
 class GPUSummary(APIStruct, frozen=True, kw_only=True, omit_defaults=False):
@@ -268,6 +283,14 @@ class GPUNodeStatus(APIStruct, frozen=True, kw_only=True):
         Meta(
             max_length=MAX_ALLOCATIONS,
             description="Which container holds which device; written before the container runs.",
+        ),
+    ] = ()
+    links: Annotated[
+        tuple[LinkScores, ...],
+        Meta(
+            max_length=MAX_DEVICES,
+            description="How well each GPU is linked with those before it, in the order of devices; absent "
+            "where all pairs are alike.",
         ),
     ] = ()
     started: Annotated[Time | None, Meta(description="When the agent started.")] = None

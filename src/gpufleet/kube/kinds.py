@@ -90,6 +90,20 @@ CSI_STORAGE_CAPACITIES = Kind("storage.k8s.io", "v1", "csistoragecapacities", "C
 CRDS = Kind(
     "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
 )
+VALIDATING_POLICIES = Kind(
+    "admissionregistration.k8s.io",
+    "v1",
+    "validatingadmissionpolicies",
+    "ValidatingAdmissionPolicy",
+    namespaced=False,
+)
+VALIDATING_POLICY_BINDINGS = Kind(
+    "admissionregistration.k8s.io",
+    "v1",
+    "validatingadmissionpolicybindings",
+    "ValidatingAdmissionPolicyBinding",
+    namespaced=False,
+)
 
 GPU_NODES = Kind(GPUFLEET_GROUP, GPUFLEET_VERSION, "gpunodes", "GPUNode", namespaced=False)
 GPU_POOLS = Kind(GPUFLEET_GROUP, GPUFLEET_VERSION, "gpupools", "GPUPool", namespaced=False)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from gpufleet.fleet.devices import DeviceClaim
+from gpufleet.fleet.pods import is_gpu_resource
 from gpufleet.fleet.quantities import resource_amount
 from gpufleet.kube.objects import Container, ContainerStatus, Pod
 
@@ -33,6 +35,24 @@ def effective_requests(pod: Pod) -> tuple[tuple[str, int], ...]:
     total = _total((total, _amounts(pod.spec.overhead)))
     total["pods"] = 1
     return tuple(sorted((resource, amount) for resource, amount in total.items() if amount))
+
+
+def device_claims(pod: Pod) -> tuple[DeviceClaim, ...]:
+    """What the pod's containers claim from GPUs, in the order in which a kubelet allocates."""
+    claims = []
+    for container in (*pod.spec.init_containers, *pod.spec.containers):
+        reusable = container in pod.spec.init_containers and container.restart_policy != "Always"
+        for resource, quantity in sorted(_gpus_of(container).items()):
+            amount = resource_amount(resource, quantity)
+            if amount:
+                claims.append(DeviceClaim(container.name, resource, amount, reusable))
+    return tuple(claims)
+
+
+def _gpus_of(container: Container) -> Mapping[str, str]:
+    # The API server has defaulted requests from limits.
+    asked = {**container.resources.limits, **container.resources.requests}
+    return {resource: quantity for resource, quantity in asked.items() if is_gpu_resource(resource)}
 
 
 def _infeasible(pod: Pod) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from gpufleet.fleet.devices import DevicePick, NodeDevices
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.snapshot import DisruptionBudget, Snapshot
@@ -25,6 +26,7 @@ from gpufleet.kube import kinds, objects
 from gpufleet.kube import storage_values as storage
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.cuts import merged
+from gpufleet.kube.device_values import node_devices
 from gpufleet.kube.gpunode import GPUNode, MigWish
 from gpufleet.kube.informers import Change, Unread
 from gpufleet.kube.kinds import Kind
@@ -38,10 +40,13 @@ V = TypeVar("V")
 
 
 class Assumption(msgspec.Struct, frozen=True):
-    """What was decided about a pod and is not confirmed yet; None where nothing was."""
+    """What was decided about a pod and is not confirmed yet; None where nothing was. `picks` are those of a
+    pod that is bound to `node`.
+    """
 
     uid: str
     node: str | None = None
+    picks: tuple[DevicePick, ...] = ()
     nominated_node: str | None = None
     terminating: bool = False
 
@@ -74,6 +79,7 @@ class SnapshotBuilder:
         self._gpu_nodes: dict[str, GPUNode] = {}
         self._wished: dict[str, int] = {}
         self._nodes: dict[str, Node] = {}
+        self._devices: dict[str, NodeDevices] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._claims: dict[str, Claim] = {}
         self._volumes: dict[str, Volume] = {}
@@ -118,6 +124,7 @@ class SnapshotBuilder:
         """The snapshot of this moment; it does not change afterwards."""
         return Snapshot(
             nodes=dict(self._nodes),
+            devices=dict(self._devices),
             pods_by_node=dict(self._by_node),
             unbound=dict(self._unbound),
             gang_successes=dict(self._successes),
@@ -174,7 +181,7 @@ class SnapshotBuilder:
         self._account(key, node or last if node is not None else "")
 
     def assume(self, pod: Pod, **decided: Any) -> None:
-        """Count a decision about `pod` as carried out: `node`, `nominated_node` or `terminating`.
+        """Count a decision about `pod` as carried out: `node` with `picks`, `nominated_node`, `terminating`.
 
         A decision about a pod that is gone, or replaced by another one of its name, is nobody's.
         """
@@ -220,6 +227,7 @@ class SnapshotBuilder:
         else:
             self._gpu_nodes[change.key] = self._with_wishes(change.new)
         self._refresh_node(change.key)
+        self._refresh_devices(change.key)
 
     def assume_wish(self, node: str, wish: MigWish) -> tuple[MigWish, ...]:
         """Count a GPU of a node as asked to be cut so; all wishes of the node. A change of the node's wishes
@@ -234,6 +242,7 @@ class SnapshotBuilder:
         self._gpu_nodes[node] = msgspec.structs.replace(known, spec=spec)
         self._wished[node] = known.metadata.generation
         self._refresh_node(node)
+        self._refresh_devices(node)
         return wishes
 
     def forget_wishes(self, node: str) -> None:
@@ -306,6 +315,7 @@ class SnapshotBuilder:
         left = Assumption(
             assumption.uid,
             node=None if pod.node else assumption.node,
+            picks=() if pod.node else assumption.picks,
             nominated_node=nominated,
             terminating=assumption.terminating and not pod.terminating,
         )
@@ -336,6 +346,7 @@ class SnapshotBuilder:
         return msgspec.structs.replace(
             pod,
             node=pod.node or assumption.node or "",
+            picks=pod.picks if pod.node else assumption.picks,
             nominated_node=pod.nominated_node
             if assumption.nominated_node is None
             else assumption.nominated_node,
@@ -380,6 +391,18 @@ class SnapshotBuilder:
                 return
             self._nodes[name] = value
         self._on_change()
+
+    def _refresh_devices(self, name: str) -> None:
+        gpu_node = self._gpu_nodes.get(name)
+        value = node_devices(gpu_node) if gpu_node is not None else None
+        if self._devices.get(name) == value:
+            return
+        if value is None:
+            del self._devices[name]
+        else:
+            self._devices[name] = value
+        if name in self._raw_nodes:
+            self._on_change()
 
 
 def _shown(pod: Pod | None) -> Pod | tuple[str, str] | None:

@@ -16,9 +16,10 @@ from gpufleet.fleet.quantities import resource_amount
 from gpufleet.fleet.snapshot import DisruptionBudget
 from gpufleet.kube import objects
 from gpufleet.kube.conventions.labels import gang_of
+from gpufleet.kube.conventions.picked_devices import picks_in
 from gpufleet.kube.cuts import cuttable_gpus
 from gpufleet.kube.gpunode import GPUNode
-from gpufleet.kube.requests import effective_requests
+from gpufleet.kube.requests import device_claims, effective_requests
 from gpufleet.kube.times import parse_time
 
 DECISION_CONDITION = "gpufleet.dev/Decision"
@@ -56,6 +57,8 @@ def pod_value(pod: objects.Pod) -> pods.Pod:
         owner_name=owner.name if owner else "",
         gang=gang_of(meta),
         reported=any(c.type == DECISION_CONDITION and c.status == "False" for c in pod.status.conditions),
+        device_claims=device_claims(pod),
+        picks=picks_in(meta.annotations),
     )
 
 

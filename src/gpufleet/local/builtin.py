@@ -1,4 +1,5 @@
-"""The objects that every local fleet has before its first workload: custom resources and priority classes.
+"""The objects that every local fleet has before its first workload: custom resources, priority classes and
+the policy that keeps picks of devices the scheduler's.
 
 They are applied at every `up` by server-side apply, so that a newer gpufleet brings its newer resources, and
 they are in the API server before anything that watches them starts.
@@ -11,7 +12,8 @@ from typing import Any
 from gpufleet.kube import crds
 from gpufleet.kube.client import Client
 from gpufleet.kube.custom_resources import custom_resources
-from gpufleet.kube.kinds import PRIORITY_CLASSES
+from gpufleet.kube.kinds import PRIORITY_CLASSES, VALIDATING_POLICIES, VALIDATING_POLICY_BINDINGS
+from gpufleet.kube.picks_policy import picks_policy, picks_policy_binding
 
 FIELD_MANAGER = "gpufleet"
 
@@ -54,4 +56,6 @@ async def apply_builtin(client: Client) -> None:
     """Apply every built-in object and wait until the API server serves the custom resources."""
     for priority in priority_classes():
         await client.apply(PRIORITY_CLASSES, priority, field_manager=FIELD_MANAGER)
+    await client.apply(VALIDATING_POLICIES, picks_policy(), field_manager=FIELD_MANAGER)
+    await client.apply(VALIDATING_POLICY_BINDINGS, picks_policy_binding(), field_manager=FIELD_MANAGER)
     await crds.establish(client, custom_resources())

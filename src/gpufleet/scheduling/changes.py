@@ -17,7 +17,7 @@ from itertools import islice
 import msgspec
 
 from gpufleet.fleet.nodes import Node
-from gpufleet.fleet.plans import Bind, BindVolume, Evict, Nominate, Plan, SelectNode
+from gpufleet.fleet.plans import Bind, BindVolume, Evict, Nominate, Plan, SelectNode, Unschedulable
 from gpufleet.fleet.pods import Pod, PodShape, is_gpu_resource
 from gpufleet.fleet.quantities import comparable_amounts, is_bytes
 from gpufleet.fleet.selectors import Taint, Toleration, untolerated
@@ -342,12 +342,15 @@ def _up_to(snapshot: Snapshot, policy: Policy, unit: Unit) -> Snapshot:
 
 
 def served(plan: Plan, unit: Unit) -> bool:
-    """Whether the plan binds as many pods as the unit needs, or makes room for them."""
+    """Whether the plan binds as many pods as the unit needs, or makes room for them, or keeps them back in
+    their room until other pods' devices are confirmed.
+    """
     done = {
         action.pod.key
         for action in plan.actions
         if isinstance(action, Bind | SelectNode | BindVolume)
         or (isinstance(action, Nominate) and action.node)
+        or (isinstance(action, Unschedulable) and action.reasons[0].code == "WaitingForDevices")
     }
     return sum(pod.key in done for pod in unit.pods) >= unit.needed
 

@@ -22,6 +22,7 @@ from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.budgets import Budgets
 from gpufleet.scheduling.cuts import Cutting, Room
+from gpufleet.scheduling.device_picks import DevicePicks
 from gpufleet.scheduling.filters import pod_problem
 from gpufleet.scheduling.gangs import Unit, gang_unit, units
 from gpufleet.scheduling.ledger import Ledger
@@ -35,7 +36,7 @@ from gpufleet.scheduling.volumes import volume_waits
 _NOT_HELPED_BY_CAPACITY = frozenset({
     "SchedulingGated", "GangIncomplete", "GangInvalid", "DynamicResources", "ClaimNotFound", "ClaimUnbound",
     "ClaimLost", "ClaimTerminating", "StorageClassNotFound", "WaitingForVolume", "WaitingForVictims",
-    "WaitingForCut", "BindFailed",
+    "WaitingForCut", "WaitingForDevices", "BindFailed",
 })  # fmt: skip
 
 
@@ -92,6 +93,7 @@ class _Cycle:
         self.paused = paused
         self.nominations = Nominations(self.trial, Budgets(ledger.snapshot.budgets), queue)
         self.cutting = Cutting(self.trial)
+        self.picks = DevicePicks(ledger.snapshot)
         self.actions: list[Action] = []
 
     def take(self, unit: Unit) -> None:
@@ -162,6 +164,10 @@ class _Cycle:
         if any(waits.values()):
             self._await_volumes(placements, waits, mark)
             return
+        picks, kept_back = self.picks.pick(placements)
+        if kept_back is not None:
+            self._report([p.pod for p in placements], (kept_back,))
+            return
         gang: tuple[Reason, ...] = ()
         if unit.gang and not unit.surplus:
             who = f"{len(placements)} pods of gang {unit.gang} were placed together"
@@ -169,7 +175,10 @@ class _Cycle:
                 who = f"the pod that gang {unit.gang} still needs was placed"
             text = f"{who} (minimum {unit.minimum})"
             gang = (Reason("GangPlaced", text, unit.gang),)
-        self.actions += [Bind(p.pod, p.node, (*gang, p.reason)) for p in placements]
+        self.actions += [
+            Bind(p.pod, p.node, (*gang, p.reason), devices)
+            for p, devices in zip(placements, picks, strict=True)
+        ]
 
     def _cut(self, unit: Unit, pods: Sequence[Pod], rooms: Sequence[Room]) -> None:
         """Ask for what is cut for the unit, and keep the room for it."""

@@ -29,7 +29,7 @@ from gpufleet.scheduling.ledger import Ledger, account_of
 from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
 
-_UNDER_WAY = frozenset({"WaitingForVictims", "WaitingForCut"})
+_UNDER_WAY = frozenset({"WaitingForVictims", "WaitingForCut", "WaitingForDevices"})
 
 
 class Explanation(msgspec.Struct, frozen=True):

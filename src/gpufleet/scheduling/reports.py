@@ -1,9 +1,10 @@
 """Reports about pods: which are worth writing, and when.
 
 A report is written when its codes differ from the last one written for the pod; when only numbers in the
-message changed, after a pause. The newest report of a pod replaces one that waits, and a pod's reports are
-written one after the other: an older one never overtakes a newer one, nor the pod's binding. What was written
-is known here before the informer shows it on the pod (`Pod.reported`), and after a restart only there.
+message changed, after a pause; of what should be over in a moment, when it lasts. The newest report of a pod
+replaces one that waits, and a pod's reports are written one after the other: an older one never overtakes a
+newer one, nor the pod's binding. What was written is known here before the informer shows it on the pod
+(`Pod.reported`), and after a restart only there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from gpufleet.kube.workqueue import WorkQueue
 from gpufleet.scheduling.messages import LONGEST, condition_message
 
 SAME_CODES_SECONDS = 5.0
+PASSING = frozenset({"WaitingForDevices"})
+"""Codes of what is over before anybody has read of it, as a rule."""
+PASSING_SECONDS = 5.0
+"""How long a decision must have gone on saying so until the pod is told."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -57,10 +62,14 @@ class Reports:
         self._written: dict[str, tuple[Report, float]] = {}
         self._writing: dict[str, asyncio.Event] = {}
         self._before: dict[str, tuple[Report, float]] = {}
+        self._passing: dict[str, tuple[Report, float]] = {}
 
     def add(self, report: Report, now: float) -> None:
         """Queue a report unless the same was written already; `now` in monotonic seconds."""
         key = report.pod.key
+        if self._passes(report, now):
+            self._waiting.pop(key, None)
+            return
         last, time = self._written.get(key, (None, 0.0))
         if last is not None and last.pod.uid == report.pod.uid:
             if last.message == report.message:
@@ -72,6 +81,18 @@ class Reports:
                 return
         self._waiting[key] = report
         self._queue.add(key)
+
+    def _passes(self, report: Report, now: float) -> bool:
+        """Whether the report is of something that may be over before it is read."""
+        key = report.pod.key
+        if report.code not in PASSING:
+            self._passing.pop(key, None)
+            return False
+        first, since = self._passing.get(key, (report, now))
+        if first.pod.uid != report.pod.uid:
+            since = now
+        self._passing[key] = report, since
+        return now < since + PASSING_SECONDS
 
     async def get(self, now: float | None = None) -> Report:
         """The next report to write; whoever gets it calls `done`. It counts as written from here on."""
@@ -123,6 +144,7 @@ class Reports:
         """Forget every pod that is gone."""
         self._waiting = {key: report for key, report in self._waiting.items() if key in known}
         self._written = {key: entry for key, entry in self._written.items() if key in known}
+        self._passing = {key: entry for key, entry in self._passing.items() if key in known}
 
 
 def _is_pending(entry: tuple[Report, float] | None, pod: Pod) -> bool:

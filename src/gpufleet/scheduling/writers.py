@@ -21,6 +21,7 @@ from gpufleet.fleet.plans import Bind, BindVolume, Cut, Evict, Merge, Nominate, 
 from gpufleet.fleet.pods import Pod
 from gpufleet.kube import kinds, writes
 from gpufleet.kube.client import Client
+from gpufleet.kube.conventions.picked_devices import annotated
 from gpufleet.kube.cuts import wish_for, write_wishes
 from gpufleet.kube.errors import ApiError
 from gpufleet.kube.events import EventRecorder
@@ -120,7 +121,10 @@ class Writers:
         match action:
             case Bind():
                 await self._reports.withdraw(pod.key)
-                await self._client.bind(pod.namespace, pod.name, uid=pod.uid, node=action.node)
+                picks = annotated(action.picks, pod.picks)
+                await self._client.bind(
+                    pod.namespace, pod.name, uid=pod.uid, node=action.node, annotations=picks
+                )
             case Evict():
                 message = action.reasons[0].message
                 await writes.evict(self._client, pod, message=message, now=time.time())
@@ -225,7 +229,7 @@ def _decided(action: Write) -> dict[str, Any]:
     """What is assumed about the action's pod until the informer shows it."""
     match action:
         case Bind():
-            return {"node": action.node}
+            return {"node": action.node, "picks": action.picks}
         case Evict():
             return {"terminating": True}
         case Nominate():

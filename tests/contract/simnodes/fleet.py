@@ -193,11 +193,14 @@ class Cluster:
         self.client = client
         self.namespace = namespace
 
-    async def bind(self, body: dict[str, Any], node: str) -> Pod:
-        """Create a pod and bind it by hand."""
+    async def bind(
+        self, body: dict[str, Any], node: str, annotations: Mapping[str, str] | None = None
+    ) -> Pod:
+        """Create a pod and bind it by hand, perhaps with what was picked for it."""
         body = {**body, "spec": {"schedulerName": "by-hand", **body["spec"]}}
         created = await self.client.create(PODS, body, self.namespace, type=Pod)
-        await self.client.bind(self.namespace, created.metadata.name, uid=created.metadata.uid, node=node)
+        name, uid = created.metadata.name, created.metadata.uid
+        await self.client.bind(self.namespace, name, uid=uid, node=node, annotations=annotations)
         return created
 
     async def pod(self, name: str) -> Pod:

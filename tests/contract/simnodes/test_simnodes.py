@@ -15,6 +15,8 @@ from tests.contract.simnodes.fleet import (
     until,
 )
 
+from gpufleet.fleet.devices import DevicePick
+from gpufleet.kube.conventions.picked_devices import annotated
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.kinds import (
     GPU_NODES,
@@ -63,6 +65,17 @@ async def _resources(cluster: Cluster, node: str) -> dict[str, int] | None:
     """What the GPUNode says that the node has; None while it says nothing yet."""
     resources = (await cluster.gpu_node(node)).status.resources
     return {one.name: one.capacity for one in resources} or None
+
+
+async def test_a_pod_gets_the_devices_that_came_with_its_binding(cluster: Opening) -> None:
+    async with cluster as c:
+        await until(lambda: _resources(c, "gpu-0"))
+        status = (await c.gpu_node("gpu-0")).status
+        third, second = status.devices[2].uuid, status.devices[1].uuid
+        picks = [DevicePick("main", "nvidia.com/gpu", (third, second))]
+        await c.bind(manifest("p", 2), "gpu-0", annotated(picks))
+        await c.ready("p")
+        assert set((await c.devices("gpu-0"))["p"]) == {second, third}
 
 
 async def test_devices_are_on_record_before_the_pod_is_reported_running(cluster: Opening) -> None:

@@ -1,14 +1,17 @@
 """The annotation in which the scheduler's pick of devices travels with a binding: `gpufleet.dev/devices`.
 
 Its value is JSON: for each container and resource the UUIDs of GPUs or MIG instances, for example
-`{"main": {"nvidia.com/gpu": ["GPU-..."]}}`. It is written with the binding and by nobody else.
+`{"main": {"nvidia.com/gpu": ["GPU-..."]}}`, in the order in which a kubelet asks for them. It is written with
+the binding and by nobody else (`kube.picks_policy`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
+
+from gpufleet.fleet.devices import DevicePick
 
 DEVICES_ANNOTATION = "gpufleet.dev/devices"
 
@@ -30,4 +33,26 @@ def parse_devices(text: str) -> Devices:
 
 def format_devices(devices: Devices) -> str:
     """The annotation for these devices."""
-    return msgspec.json.encode(devices, order="sorted").decode()
+    return msgspec.json.encode(devices).decode()
+
+
+def picks_in(annotations: Mapping[str, str]) -> tuple[DevicePick, ...]:
+    """The picks among the annotations of a pod; none where they are absent or say nothing."""
+    text = annotations.get(DEVICES_ANNOTATION)
+    if not text:
+        return ()
+    return tuple(
+        DevicePick(container, resource, devices)
+        for container, resources in parse_devices(text).items()
+        for resource, devices in resources.items()
+    )
+
+
+def annotated(picks: Iterable[DevicePick], before: Iterable[DevicePick] = ()) -> dict[str, str]:
+    """The annotations of a binding with these picks, in place of what somebody wrote `before`; none without
+    any.
+    """
+    devices: dict[str, dict[str, tuple[str, ...]]] = {}
+    for pick in picks:
+        devices.setdefault(pick.container, {})[pick.resource] = pick.devices
+    return {DEVICES_ANNOTATION: format_devices(devices)} if devices or any(before) else {}

@@ -13,11 +13,9 @@ from collections.abc import Iterable
 import msgspec
 
 from gpufleet.fleet.nodes import Node
-from gpufleet.fleet.pods import Pod, PodShape, is_gpu_resource
-from gpufleet.fleet.quantities import resource_amount
+from gpufleet.fleet.pods import Pod, PodShape
 from gpufleet.fleet.selectors import untolerated
-from gpufleet.kube import objects
-from gpufleet.local.simnodes.device_manager import Claim, Shortage
+from gpufleet.local.simnodes.device_manager import Shortage
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -61,19 +59,6 @@ def _wrong_node(pod: Pod, node: Node, others: list[Pod]) -> Rejection | None:
         text = f"node(s) had taint {taint} that the pod didn't tolerate"
         return Rejection("TaintToleration", f"Pod was rejected: Predicate TaintToleration failed: {text}")
     return None
-
-
-def device_claims(pod: objects.Pod) -> tuple[Claim, ...]:
-    """What the pod's containers claim from the devices, in the order in which a kubelet allocates."""
-    claims = []
-    for container in (*pod.spec.init_containers, *pod.spec.containers):
-        reusable = container in pod.spec.init_containers and container.restart_policy != "Always"
-        wanted = {**container.resources.limits, **container.resources.requests}
-        for resource, quantity in sorted(wanted.items()):
-            amount = resource_amount(resource, quantity)
-            if is_gpu_resource(resource) and amount:
-                claims.append(Claim(container.name, resource, amount, reusable))
-    return tuple(claims)
 
 
 def device_rejection(shortage: Shortage) -> Rejection:

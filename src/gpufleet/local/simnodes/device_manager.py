@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from gpufleet.devices.resources import Offer, device_of
+from gpufleet.devices.resources import Offer
+from gpufleet.fleet.devices import DeviceClaim, device_of
 from gpufleet.kube.gpunode import GPUAllocation
 
 Prefer = Callable[[str, Sequence[str], Sequence[str], int], Sequence[str]]
@@ -24,15 +25,6 @@ class Holder(msgspec.Struct, frozen=True):
     namespace: str
     pod: str
     uid: str
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """What a container asks for. Devices of a `reusable` claim serve the pod's later containers too."""
-
-    container: str
-    resource: str
-    count: int
-    reusable: bool = False
 
 
 class Holding(msgspec.Struct, frozen=True):
@@ -67,7 +59,7 @@ class Holdings(msgspec.Struct, frozen=True):
         return tuple(holding for holding in self.all if holding.holder.uid == uid)
 
     def allocate(
-        self, holder: Holder, claims: Sequence[Claim], offer: Offer, prefer: Prefer
+        self, holder: Holder, claims: Sequence[DeviceClaim], offer: Offer, prefer: Prefer
     ) -> Holdings | Shortage:
         """The holdings after all claims of a pod, or what there is too little of."""
         taken = {one for holding in self.all for one in holding.ids}
@@ -84,7 +76,8 @@ class Holdings(msgspec.Struct, frozen=True):
             if missing > len(free):
                 return Shortage(claim.resource, claim.count, len(free) + len(chosen))
             if missing:
-                advice = [one for one in prefer(claim.resource, free, (), missing) if one in free]
+                advised = prefer(claim.resource, [*chosen, *free], chosen, claim.count)
+                advice = [one for one in advised if one in free]
                 chosen += list(dict.fromkeys([*advice, *free]))[:missing]
             taken.update(chosen)
             if claim.reusable:

@@ -12,6 +12,7 @@ import msgspec
 
 from gpufleet.devices.clocks import Clock, RunningClock
 from gpufleet.devices.exporter import ExportedNode
+from gpufleet.devices.picks import picks_of
 from gpufleet.devices.sampling import Sampled
 from gpufleet.devices.simulated_node import SimulatedGPUs, fault_problem
 from gpufleet.fleet.nodes import Node
@@ -19,8 +20,9 @@ from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.quantities import resource_amount
 from gpufleet.kube import objects
 from gpufleet.kube.gpunode import GPUAllocation, GPUNode, GPUNodeStatus
+from gpufleet.kube.requests import device_claims
 from gpufleet.kube.values import node_value, pod_value
-from gpufleet.local.simnodes.admission import Rejection, device_claims, device_rejection, refuses
+from gpufleet.local.simnodes.admission import Rejection, device_rejection, refuses
 from gpufleet.local.simnodes.device_manager import Holder, Holdings, Shortage
 from gpufleet.local.simnodes.machines import POD_ADDRESSES_PER_NODE, Machine, pod_address, pod_ordinal
 
@@ -165,10 +167,15 @@ class SimulatedNode:
         if held:
             return DEVICES_GONE
         holder = Holder(pod.metadata.namespace, pod.metadata.name, uid)
+        picks, self.gpus.picks = self.gpus.picks, self.gpus.picks.bound(picks_of(pod))
         after = self.holdings.allocate(holder, claims, self.gpus.node.offer, self._preferred)
         if isinstance(after, Shortage):
+            self.gpus.picks = picks
             return device_rejection(after)
         self._hold(after)
+        for one in after.of(uid):
+            used = self.gpus.picks.used(one.resource, one.ids)
+            self.gpus.picks = used.confirmed(uid, one.container, one.resource, one.ids)
         self.recording.add(uid)
         return None
 

@@ -80,7 +80,6 @@ class Options(msgspec.Struct, frozen=True):
     config: ConfigSource = ConfigSource()
     mig_configs: Path | None = None
     labels_to: Output = "node"
-    labels_file: Path | None = None
     exporter: ExporterOptions = ExporterOptions()
     exporter_port: int = 9400
     exporter_address: str = ""
@@ -148,7 +147,7 @@ class Agent:
             options.node,
             self.labels,
             output=options.labels_to,
-            file=options.labels_file,
+            file=self._labels_file,
         )
         named = f"metadata.name={options.node}"
         self._nodes = Informer(client, NODES, Node, fields=named)
@@ -204,9 +203,12 @@ class Agent:
         """The labels that describe the GPUs as they are now."""
         inventory = self.plugin.node.inventory
         timestamp = None if self._config.no_timestamp else int(self._started)
-        found = feature_labels(inventory, self._config, timestamp)
+        found = feature_labels(inventory, self.plugin.node.config, timestamp)
         state = self._mig.state
         return found | ({mig_labels.STATE_LABEL: state} if state else {})
+
+    def _labels_file(self) -> Path:
+        return self._options.host_root / self._config.output_file.lstrip("/")
 
     def status(self) -> GPUNodeStatus:
         """What the agent says in the node's GPUNode."""
@@ -216,7 +218,7 @@ class Agent:
             inventory,
             observed.health if observed else {},
             frozenset(self._desired.quarantine),
-            gpu_resources(self.plugin.node.offer, self._config.shared_policy),
+            gpu_resources(self.plugin.node.offer, self.plugin.node.config.shared_policy),
             self.account.held,
             self._samples.samples,
             self.plugin.node.topology,
@@ -346,7 +348,7 @@ class Agent:
         node = self._nodes.get(self._options.node)
         label = node.metadata.labels.get(CONFIG_LABEL, "") if node else ""
         try:
-            config = with_sharing(self._options.config.read(label), self._desired.sharing)
+            config = self._options.config.read(label)
         except GpufleetError as error:
             if error.message != self._config_problem:
                 log.warning("%s", error.message, extra={"reason": error.reason, "hint": error.hint})
@@ -363,7 +365,8 @@ class Agent:
             return
         inventory = self._observed.inventory
         sick = {*self._observed.health, *self._desired.quarantine}
-        config, leaving = self._config, self._mig.leaving
+        config = wanted = with_sharing(self._config, self._desired.sharing, inventory.profiles)
+        leaving = self._mig.leaving
         if self.owners.does("device-plugin"):
             config = self._cdi.settled(config)
         node = self.plugin.node.derive(inventory, config, sick, leaving)
@@ -371,7 +374,7 @@ class Agent:
             self._mps.update(plan_daemons(node.offer, inventory, config), self._busy_gpus())
             sick |= self._mps.sick
         if self.owners.does("device-plugin"):
-            self._cdi.update(node.offer, inventory, self._config)
+            self._cdi.update(node.offer, inventory, wanted)
             leaving |= self._cdi.withheld
         node = node.derive(inventory, config, sick, leaving)
         nodes = driver_nodes(self._options.host_root)

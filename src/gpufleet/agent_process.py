@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from typing import TypeVar
 
 import uvloop
 
@@ -23,6 +24,7 @@ from gpufleet.kube.process import configure_logging, stop_requested
 log = logging.getLogger("gpufleet.agent")
 
 DRIVER_S = 10.0
+E = TypeVar("E", bound=Exception)
 
 
 def run(options: Options, kubeconfig: str | None, context: str | None) -> None:
@@ -35,6 +37,11 @@ def run(options: Options, kubeconfig: str | None, context: str | None) -> None:
             log.error("%s", error, extra={"reason": error.reason, "hint": error.hint})  # noqa: TRY400
         if any(error.reason != "OwnersChanged" for error in _flat(group)):
             sys.exit(1)
+    except* OSError as group:
+        hint = "is a port taken? see --exporter-port and --metrics-port"
+        for problem in _flat(group):
+            log.error("%s", problem, extra={"reason": "CannotServe", "hint": hint})  # noqa: TRY400
+        sys.exit(1)
 
 
 async def _run(options: Options, kubeconfig: str | None, context: str | None) -> None:
@@ -67,14 +74,15 @@ async def _driver(options: Options, stop: asyncio.Event) -> NvmlBackend | None:
                 log.warning("no GPUs yet: %s", error.message, extra={"reason": error.reason})
             said = error.message
         try:
-            await asyncio.wait_for(stop.wait(), DRIVER_S)
+            async with asyncio.timeout(DRIVER_S):
+                await stop.wait()
         except TimeoutError:
             continue
     return None
 
 
-def _flat(group: BaseExceptionGroup[GpufleetError]) -> list[GpufleetError]:
-    found: list[GpufleetError] = []
+def _flat(group: BaseExceptionGroup[E]) -> list[E]:
+    found: list[E] = []
     for error in group.exceptions:
         found += _flat(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found

@@ -21,6 +21,7 @@ class Cluster:
     """A client of one fleet: `with Cluster(fleet) as cluster`."""
 
     def __init__(self, fleet: LocalFleet) -> None:
+        self.fleet = fleet
         self._client = Client(load_config(str(fleet.kubeconfig)), user_agent="end-to-end-test")
         self._runner = asyncio.Runner()
 

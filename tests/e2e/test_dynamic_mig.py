@@ -57,6 +57,11 @@ def profile(pod: Object) -> str:
     return str(resource).removeprefix("nvidia.com/mig-")
 
 
+def used(cluster: Cluster) -> int:
+    """Memory slices of the instances in which pods run."""
+    return sum(PROFILES[profile(pod)].size for pod in running(cluster))
+
+
 def waited(pod: Object) -> float:
     """Seconds from a pod's creation to its binding."""
     scheduled = next(c for c in pod["status"]["conditions"] if c["type"] == "PodScheduled")
@@ -75,18 +80,18 @@ def test_slices_fill_an_idle_pool_and_whole_gpus_come_back(cluster: Cluster) -> 
     cluster.run(create())
     bound = min(sum(PROFILES[name].size for name in wanted), 8 * GPUS)
 
-    def used() -> int:
-        return sum(PROFILES[profile(pod)].size for pod in running(cluster))
-
     wait_until(
-        lambda: used() >= 0.95 * bound, "slices in use are within 5 % of the packing bound", seconds=90
+        lambda: used(cluster) >= 0.95 * bound, "slices in use are within 5 % of the packing bound", seconds=90
     )
     found = running(cluster)
     longest = max(map(waited, found))
     counts = Counter(map(profile, found))
-    print(f"\n{len(found)} of {COUNT} pods run on {GPUS} GPUs, {used()} of {bound} memory slices in use")
+    print(
+        f"\n{len(found)} of {COUNT} pods run on {GPUS} GPUs, {used(cluster)} of {bound} memory slices in use"
+    )
     print(f"longest wait for a cut {longest:.0f} s; {dict(counts)}")
     _each_instance_is_held_once(cluster)
+    _a_restart_keeps_every_pod_and_its_instance(cluster)
 
     cluster.run(cluster.client.create(PODS, asking("whole", "nvidia.com/gpu", 8), NAMESPACE))
     for pod in cluster.pods(NAMESPACE):
@@ -112,3 +117,22 @@ def _each_instance_is_held_once(cluster: Cluster) -> None:
         exist |= {i["uuid"] for gpu in status["devices"] for i in gpu.get("instances", ())}
     assert set(held.values()) == {1}
     assert set(held) <= exist
+
+
+def _a_restart_keeps_every_pod_and_its_instance(cluster: Cluster) -> None:
+    def holders() -> dict[str, str]:
+        recorded = [one for node in cluster.all(GPU_NODES) for one in node["status"].get("allocations", ())]
+        return {uuid: one["pod"] for one in recorded for uuid in one["devices"]}
+
+    before = holders()
+    fleet = cluster.fleet
+    fleet.kill("simulated-nodes")
+    wait_until(lambda: fleet.component("simulated-nodes")["restarts"], "they are started again")
+    wait_until(lambda: fleet.status()["ready"] is True, "the fleet is ready again")
+    size, freed = used(cluster), running(cluster)[0]["metadata"]["name"]
+    cluster.run(cluster.client.delete(PODS, freed, NAMESPACE, grace=0))
+    wait_until(lambda: freed not in holders().values(), "its instance is free")
+    wait_until(lambda: used(cluster) >= size, "others have its place")
+    kept = {uuid: pod for uuid, pod in before.items() if pod != freed}
+    assert {uuid: holders().get(uuid) for uuid in kept} == kept
+    assert not [pod for pod in cluster.pods(NAMESPACE) if pod["status"].get("phase") == "Failed"]

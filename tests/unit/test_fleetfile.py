@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.local.fleetfile import Fleet, load_fleet, parse_fleet, presets, schema
+from gpufleet.local.fleetfile import Fleet, Group, load_fleet, parse_fleet, presets, schema
 from gpufleet.local.simnodes.machines import machines
 
 
@@ -177,3 +177,9 @@ def test_a_wrong_value_is_told_in_words_with_an_example(text: str, says: str, ex
     error = _refused(text)
     assert says in error.message
     assert example in error.hint
+
+
+def test_gpus_that_need_a_reset_to_switch_mig_mode_are_dynamic_in_mig_mode() -> None:
+    hopper, ampere = (Group(name="a", count=1, gpu=gpu, mig="dynamic") for gpu in ("h100", "a100"))
+    assert (hopper.profiles, hopper.switches_mig) == (None, True)
+    assert (ampere.profiles, ampere.switches_mig) == ((), False)

@@ -14,9 +14,17 @@ from gpufleet.devices.clocks import ManualClock
 from gpufleet.devices.device_health import CALM_S
 from gpufleet.devices.plugin_config import PluginConfig, SharedResource, Sharing
 from gpufleet.devices.simulated_node import SimulatedGPUs, fault_problem, gpu_labels, simulated_inventory
-from gpufleet.fleet.mig import GEOMETRIES, layout
+from gpufleet.fleet.mig import GEOMETRIES, SWITCHES_AT_ONCE, layout
 from gpufleet.fleet.products import find_product
-from gpufleet.kube.gpunode import GPUAllocation, GPUDevice
+from gpufleet.kube.gpunode import (
+    GPUAllocation,
+    GPUDevice,
+    GPUNodeDesired,
+    MigPlace,
+    MigWish,
+    SharingMode,
+    SharingWish,
+)
 
 H100 = find_product("h100")
 GPU = "nvidia.com/gpu"
@@ -186,3 +194,45 @@ def test_labels_are_those_of_the_agent(profiles: tuple[str, ...] | None) -> None
     assert bench.gpus.labels()["nvidia.com/gpu.product"] == "NVIDIA-H100-80GB-HBM3"
     assert ("nvidia.com/mig-3g.40gb.count" in bench.gpus.labels()) == (profiles is not None)
     msgspec.json.encode(bench.gpus.labels())
+
+
+@pytest.mark.parametrize("name", ["a100-40gb", "h100", "h200"])
+def test_gpus_are_cut_after_a_restart_as_the_record_says(name: str) -> None:
+    product = find_product(name)
+    profiles = None if product.compute >= SWITCHES_AT_ONCE else ()
+    inventory = simulated_inventory(product, 2, node="f/n", profiles=profiles)
+    gpus = SimulatedGPUs(product, inventory, MIXED, ManualClock(100.0))
+    first = gpus.inventory.gpus[0]
+    assert first.geometry is not None
+    profile = next(iter(first.geometry.profiles.values()))
+    instances = (MigPlace(profile=profile.name, start=profile.starts[-1]),)
+    wish = MigWish(uuid=first.uuid, enabled=True, instances=instances)
+    gpus.ask(GPUNodeDesired(dynamic=True, allow_mode_switch=True, mig=(wish,)))
+    gpus.cut(frozenset())
+    gpus.measure()
+    recorded = gpus.status(()).devices
+    assert recorded[0].instances
+
+    again = SimulatedGPUs(product, inventory, MIXED, ManualClock(100.0))
+    again.recall(recorded)
+    again.measure()
+    assert again.status(()).devices == recorded
+    assert again.resources == gpus.resources
+
+
+@pytest.mark.parametrize(
+    ("mode", "offered"),
+    [
+        ("timeSlicing", [(f"{GPU}.shared", 2), ("nvidia.com/mig-1g.10gb.shared", 14)]),
+        ("mps", [(f"{GPU}.shared", 2), ("nvidia.com/mig-1g.10gb", 7)]),
+        ("none", [(GPU, 1), ("nvidia.com/mig-1g.10gb", 7)]),
+    ],
+)
+def test_a_pool_shares_instances_too_unless_mps_shares(mode: SharingMode, offered: list[object]) -> None:
+    bench = Bench(2)
+    wish = MigWish(uuid=bench.uuids[0], enabled=True, profiles=("1g.10gb",) * 7)
+    replicas = 1 if mode == "none" else 2
+    sharing = SharingWish(mode=mode, replicas=replicas, rename=True, fail_requests_greater_than_one=True)
+    bench.gpus.ask(GPUNodeDesired(allow_mode_switch=True, mig=(wish,), sharing=sharing))
+    bench.gpus.cut(frozenset())
+    assert [(one.name, one.capacity) for one in bench.gpus.resources if one.capacity] == offered

@@ -52,6 +52,7 @@ class Account:
         self._clock = clock
         self._soon = asyncio.Event()
         self._grants: dict[str, float] = {}
+        self._complaint = ""
 
     def tell(
         self, heard: Callable[[Sequence[GPUAllocation], float], None], failed: Callable[[str], None]
@@ -93,12 +94,16 @@ class Account:
                 listed = await self._kubelet.pods()
             except GpufleetError as error:
                 self._failed(error.reason)
-                log.warning("%s", error.message, extra={"reason": error.reason})
+                if error.message != self._complaint:
+                    log.warning("%s", error.message, extra={"reason": error.reason})
+                self._complaint = error.message
             else:
+                self._complaint = ""
                 self._take(listed, self._clock() - began)
                 confirm(self._confirmed(picks()))
             try:
-                await asyncio.wait_for(self._soon.wait(), self._interval_s)
+                async with asyncio.timeout(self._interval_s):
+                    await self._soon.wait()
                 await asyncio.sleep(SOON_S)
             except TimeoutError:
                 continue

@@ -125,7 +125,8 @@ class CdiSpecs:
             if self._told() != before:
                 self._changed()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(updated.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await updated.wait()
 
     def _told(self) -> tuple[object, ...]:
         return self._toolkit, self.withheld, self.reasons
@@ -194,7 +195,8 @@ class CdiSpecs:
                 raise _failed(f"cannot run {said}: {error.strerror}") from error
             return
         try:
-            output, _ = await asyncio.wait_for(process.communicate(), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                output, _ = await process.communicate()
         except TimeoutError:
             if command.required:
                 raise _failed(f"{said} did not end in {self._timeout_s:g} s") from None

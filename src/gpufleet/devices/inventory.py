@@ -106,6 +106,11 @@ class Inventory(msgspec.Struct, frozen=True):
     gpus: tuple[GPU, ...] = ()
     vgpu: VirtualGPU | None = None
 
+    @property
+    def profiles(self) -> frozenset[str]:
+        """The profiles of all MIG instances."""
+        return frozenset(one.profile for gpu in self.gpus for one in gpu.instances)
+
     def gpu(self, uuid: str) -> GPU | None:
         """The GPU of a uuid."""
         return next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)

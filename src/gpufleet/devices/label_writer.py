@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpufleet.devices import agent_metrics as metrics
+from gpufleet.devices.plugin_config import FEATURE_FILE
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.kinds import NODES, Kind
@@ -45,7 +46,7 @@ class LabelWriter:
         *,
         output: Output = "node",
         namespace: str = "node-feature-discovery",
-        file: Path | None = None,
+        file: Callable[[], Path] = lambda: Path(FEATURE_FILE),
         retry_s: float = RETRY_S,
     ) -> None:
         self._client = client
@@ -75,7 +76,8 @@ class LabelWriter:
                 log.warning("cannot publish labels: %s", error, extra={"node": self._node})
                 wait = self._retry_s
             try:
-                await asyncio.wait_for(self._changed.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
 
@@ -85,16 +87,16 @@ class LabelWriter:
             await self._apply({})
         elif self._output == "nodefeature":
             await self._client.delete(NODE_FEATURES, self._name, self._namespace, missing_ok=True)
-        elif self._file is not None:
-            await asyncio.to_thread(self._file.unlink, missing_ok=True)
+        else:
+            await asyncio.to_thread(self._file().unlink, missing_ok=True)
 
     async def _publish(self, labels: Mapping[str, str]) -> None:
         if self._output == "node":
             await self._to_node(labels)
         elif self._output == "nodefeature":
             await self._to_node_feature(labels)
-        elif self._file is not None:
-            await asyncio.to_thread(write_feature_file, self._file, labels)
+        else:
+            await asyncio.to_thread(write_feature_file, self._file(), labels)
         metrics.LABEL_WRITES.inc()
         self.published = dict(labels)
 

@@ -70,7 +70,8 @@ class MigWorker:
         """Work until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):
+                    await self._due.wait()
             self._due.clear()
             inventory = self._inventory()
             if inventory is None:
@@ -107,6 +108,8 @@ class MigWorker:
             mig_labels.advance(self._attempt, found, time.monotonic()),
         )
         if self._attempt != before:
+            failed = self._attempt.state == "failed" and not self._attempt.open
+            self.problem = "; ".join(one.message for one in self._attempt.reasons) if failed else ""
             self._changed()
             self._due.set()
 

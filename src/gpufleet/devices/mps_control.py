@@ -128,7 +128,8 @@ class MpsControl:
         asker = await self._spawn(stdin=subprocess.PIPE, output=subprocess.PIPE)
         text = "".join(f"{command}\n" for command in commands).encode()
         try:
-            answer, _ = await asyncio.wait_for(asker.communicate(text), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                answer, _ = await asker.communicate(text)
         except TimeoutError:
             raise _failed(f"{commands[0]} was not answered in {self._timeout_s:g} s") from None
         finally:
@@ -193,7 +194,8 @@ class MpsControl:
 
     async def _ended(self, process: asyncio.subprocess.Process, what: str) -> int:
         try:
-            return await asyncio.wait_for(process.wait(), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                return await process.wait()
         except TimeoutError:
             raise _failed(f"{what} did not return in {self._timeout_s:g} s") from None
         finally:

@@ -192,7 +192,8 @@ class MpsDaemons:
         for gpu in gpus:
             call = loop.run_in_executor(self._driver, self._set_exclusive, gpu.uuid, on)
             try:
-                await asyncio.wait_for(call, self._timeout_s)
+                async with asyncio.timeout(self._timeout_s):
+                    await call
             except TimeoutError:
                 message = f"the driver does not answer for GPU {gpu.index}"
                 raise GpufleetError(reason="Timeout", message=message) from None
@@ -304,5 +305,6 @@ async def _rest(keeper: _Keeper, updated: asyncio.Event, seconds: float) -> None
     until = loop.time() + seconds
     while (left := until - loop.time()) > 0 and not keeper.ended():
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(updated.wait(), min(left, WATCH_S))
+            async with asyncio.timeout(min(left, WATCH_S)):
+                await updated.wait()
             return

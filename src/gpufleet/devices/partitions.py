@@ -16,12 +16,10 @@ from gpufleet.devices.backend import BackendError
 from gpufleet.devices.boards import attributes
 from gpufleet.devices.inventory import GPU, ComputeInstance, GPUInstance
 from gpufleet.devices.loads import stable_uuid
-from gpufleet.fleet.mig import Geometry, Placement
+from gpufleet.fleet.mig import SWITCHES_AT_ONCE, Geometry, Placement
 
 COMPUTE_ID = 0
 """The id of the compute instance that fills a GPU instance."""
-
-_SWITCHES_AT_ONCE = (9, 0)
 
 
 def obstacle(geometry: Geometry, placement: Placement, beside: Iterable[Placement]) -> str:
@@ -125,7 +123,7 @@ def with_mode(gpu: GPU, on: bool, *, in_use: bool) -> GPU:
         return msgspec.structs.replace(gpu, mig_pending=False)
     if in_use or gpu.instances:
         raise _error("GpuInUse", gpu, "processes or instances use it")
-    if gpu.capability < _SWITCHES_AT_ONCE:
+    if gpu.capability < SWITCHES_AT_ONCE:
         return msgspec.structs.replace(gpu, mig_pending=True)
     return msgspec.structs.replace(gpu, mig="on" if on else "off")
 

@@ -20,6 +20,8 @@ from gpufleet.fleet.errors import GpufleetError
 GPU_RESOURCE = "nvidia.com/gpu"
 CONFIG_LABEL = "nvidia.com/device-plugin.config"
 NAMED_CONFIG = "default"
+FEATURE_FILE = "/etc/kubernetes/node-feature-discovery/features.d/gfd"
+"""Where the local source of Node Feature Discovery looks."""
 
 MigStrategy = Literal["none", "single", "mixed"]
 SharingStrategy = Literal["none", "time-slicing", "mps"]
@@ -121,7 +123,7 @@ class PluginConfig(msgspec.Struct, frozen=True):
     oneshot: bool = False
     no_timestamp: bool = False
     sleep_seconds: float | None = 60.0
-    output_file: str = "/etc/kubernetes/node-feature-discovery/features.d/gfd"
+    output_file: str = FEATURE_FILE
     machine_type_file: str = "/sys/class/dmi/id/product_name"
     imex_channels: tuple[int, ...] = ()
     imex_required: bool = False

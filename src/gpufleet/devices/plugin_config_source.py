@@ -8,17 +8,23 @@ force and is told as an error.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from gpufleet.devices.plugin_config import Fallback, PluginConfig, SharedResource, Sharing, choose_config
+from gpufleet.devices.plugin_config import (
+    GPU_RESOURCE,
+    Fallback,
+    PluginConfig,
+    SharedResource,
+    Sharing,
+    choose_config,
+)
 from gpufleet.devices.plugin_config_file import parse_config
 from gpufleet.fleet.errors import GpufleetError
+from gpufleet.fleet.mig import mig_resource
 from gpufleet.kube.gpunode import SharingWish
-
-GPU_RESOURCE = "nvidia.com/gpu"
 
 
 class ConfigSource(msgspec.Struct, frozen=True):
@@ -57,16 +63,22 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def with_sharing(config: PluginConfig, wish: SharingWish | None) -> PluginConfig:
-    """The config with the sharing that a pool asks for; without a wish as it is."""
+def with_sharing(
+    config: PluginConfig, wish: SharingWish | None, profiles: Iterable[str] = ()
+) -> PluginConfig:
+    """The config with the sharing that a pool asks for; without a wish as it is. It is of whole GPUs and of
+    MIG instances of these profiles, unless MPS shares, which does not serve them.
+    """
     if wish is None:
         return config
     if wish.mode == "none":
         return msgspec.structs.replace(config, sharing=Sharing())
-    rename = f"{GPU_RESOURCE}.shared" if wish.rename else ""
+    names = [GPU_RESOURCE]
+    if wish.mode != "mps" and config.mig_strategy == "mixed":
+        names += sorted({mig_resource(profile) for profile in profiles})
     sharing = Sharing(
         "mps" if wish.mode == "mps" else "time-slicing",
-        (SharedResource(GPU_RESOURCE, wish.replicas, rename),),
+        tuple(SharedResource(name, wish.replicas, f"{name}.shared" if wish.rename else "") for name in names),
         wish.rename,
         wish.fail_requests_greater_than_one,
     )

@@ -19,6 +19,7 @@ from gpufleet.devices.clocks import Clock
 from gpufleet.devices.device_health import SERIOUS_XIDS, Health
 from gpufleet.devices.feature_labels import feature_labels
 from gpufleet.devices.inventory import GPU, Inventory
+from gpufleet.devices.mig_changes import MigTarget, plan_change
 from gpufleet.devices.mig_manager import carry_out
 from gpufleet.devices.mig_work import Work, wished_work
 from gpufleet.devices.observer import Observed, Observer
@@ -33,8 +34,9 @@ from gpufleet.devices.simulated_backend import SimulatedBackend
 from gpufleet.devices.timeline import RaiseXid, SetLoad, SetRecovery, Step
 from gpufleet.fleet import mig
 from gpufleet.fleet.devices import REPLICA_SEPARATOR, device_of
+from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.products import Product
-from gpufleet.kube.gpunode import GPUAllocation, GPUNodeDesired, GPUNodeStatus, GPUResource
+from gpufleet.kube.gpunode import GPUAllocation, GPUDevice, GPUNodeDesired, GPUNodeStatus, GPUResource
 
 _RESET = 1
 _SHARE_LOAD, _MEMORY = 0.4, 0.86
@@ -153,17 +155,35 @@ class SimulatedGPUs:
             changed = True
         return changed
 
+    def recall(self, recorded: Iterable[GPUDevice]) -> None:
+        """Cut the GPUs as a record says: a driver outlives its agent, a simulation does not."""
+        if self.backend is None:
+            return
+        targets = {
+            one.uuid: MigTarget(
+                on=one.mig_enabled,
+                placements=tuple(mig.Placement(i.start, i.size, i.profile) for i in one.instances),
+            )
+            for one in recorded
+            if self.inventory.gpu(one.uuid) is not None
+        }
+        for uuid, target in targets.items():
+            try:
+                change = plan_change(self.inventory, {uuid: target}, busy=frozenset(), may_switch=True)
+            except GpufleetError:
+                continue  # a record of another product
+            carry_out(self.backend, change, lambda _: True)
+        self._observer.refresh()
+        self.look()
+
     def ask(self, desired: GPUNodeDesired) -> bool:
         """Share and cut the GPUs as the controller asks from now on; whether what is offered changed. What is
         to be cut waits for `cut`.
         """
         self._desired = desired
-        config = with_sharing(self._own_config, desired.sharing)
-        if config == self.config:
-            return False
-        self.config = config
+        before = self.config
         self._derive()
-        return True
+        return self.config != before
 
     def to_cut(self, busy: frozenset[str]) -> tuple[Work, ...]:
         """What the controller asks to be cut and is not; `busy` are uuids that containers hold."""
@@ -229,6 +249,8 @@ class SimulatedGPUs:
 
     def _derive(self) -> None:
         sick = self._quarantined | self._observed.health.keys()
+        profiles = self._observed.inventory.profiles
+        self.config = with_sharing(self._own_config, self._desired.sharing, profiles)
         self.node = self.node.derive(self._observed.inventory, self.config, sick)
 
     def _named(self, health: Health) -> Health:

@@ -20,6 +20,9 @@ from gpufleet.fleet.products import Product
 
 MIG_RESOURCE_PREFIX = "nvidia.com/mig-"
 
+SWITCHES_AT_ONCE = (9, 0)
+"""Compute capability from which on a switch of MIG mode needs no reset of the GPU."""
+
 
 class Profile(msgspec.Struct, frozen=True):
     """One way to cut: compute slices, memory slices, possible start slices, and how many may exist."""

@@ -158,6 +158,11 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
         return self.mig == DYNAMIC
 
     @property
+    def switches_mig(self) -> bool:
+        """Whether GPUs that are cut as pods need it become whole again: others are in MIG mode for good."""
+        return self.dynamic and self.product is not None and self.product.compute >= mig.SWITCHES_AT_ONCE
+
+    @property
     def gpus(self) -> int:
         """GPUs of each node."""
         if self.gpu is None:
@@ -168,8 +173,10 @@ class Group(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=T
     def profiles(self) -> tuple[str, ...] | None:
         """MIG profiles of every GPU at first, None while MIG mode is off."""
         product = self.product
-        if self.mig is None or self.dynamic or product is None:
+        if self.mig is None or product is None:
             return None
+        if self.dynamic:
+            return None if self.switches_mig else ()
         geometry = mig.geometry_of(product)
         return mig.layout(geometry, self.mig) if isinstance(self.mig, str) else self.mig
 

@@ -85,5 +85,5 @@ def _mig(group: Group) -> Mapping[str, Any]:
     if group.mig is None:
         return {}
     if group.dynamic:
-        return {"dynamic": True, "allowModeSwitch": True}
+        return {"dynamic": True, "allowModeSwitch": group.switches_mig}
     return {"layout": group.mig} if isinstance(group.mig, str) else {"profiles": list(group.mig)}

@@ -119,6 +119,7 @@ class Kubelets:
         for name, node in self.nodes.items():
             gpu_node = gpu_nodes.get(name)
             if gpu_node is not None:
+                node.recall(gpu_node)
                 self._obey(node, gpu_node)
                 recorded = gpu_node.status.allocations
                 node.restore(tuple(one for one in recorded if one.pod_uid in playing))

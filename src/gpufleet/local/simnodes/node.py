@@ -60,6 +60,8 @@ class SimulatedNode:
     def __init__(self, machine: Machine, clock: Clock | None = None) -> None:
         self.machine = machine
         self.gpus = SimulatedGPUs(machine.product, machine.inventory, machine.config, clock or RunningClock())
+        self.offered = self.gpus.resources
+        """The resources of the GPUs that the Node object shows."""
         self.holdings = Holdings()
         self.page: ExportedNode | None = None
         """The node's page of metrics, where it has GPUs."""
@@ -133,6 +135,7 @@ class SimulatedNode:
         moved = self.gpus.measure()
         if self.page is not None:
             self.page.driver.answered(0.0)
+            self.page.kubelet.answered(0.0)
             self.page.sampled(Sampled(self.gpus.samples))
         return moved
 
@@ -141,6 +144,12 @@ class SimulatedNode:
         if self.page is not None:
             self.page.observed(self.gpus.inventory)
             self.page.held(self.holdings.allocations())
+
+    def recall(self, gpu_node: GPUNode) -> None:
+        """Cut the GPUs as they were, where the scheduler cuts them: the fleet file does not say it there."""
+        if gpu_node.spec.desired.dynamic:
+            self.gpus.recall(gpu_node.status.devices)
+            self._count_devices()
 
     def restore(self, recorded: tuple[GPUAllocation, ...]) -> None:
         """Take over the allocations on record."""

@@ -169,7 +169,8 @@ class Prober:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), _REAP_S)
+                async with asyncio.timeout(_REAP_S):
+                    await process.wait()
         return Result(process.returncode == 0, output[:_MAX_OUTPUT].decode(errors="replace").strip())
 
     def _port(self, port: int | str) -> int:

@@ -160,7 +160,8 @@ class ProcessContainer:
         if grace > 0 and not self._over.is_set():
             self._terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), grace)
+                async with asyncio.timeout(grace):
+                    await self._over.wait()
         if not self._over.is_set():
             self._signal_group(signal.SIGKILL)
 

@@ -8,7 +8,7 @@ costs about two writes from binding to Ready.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from gpufleet.devices.node_report import conditions
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.cuts import MIG_CONDITION
-from gpufleet.kube.gpunode import GPUNodeStatus, StartPhase
+from gpufleet.kube.gpunode import GPUNodeStatus, GPUResource, StartPhase
 from gpufleet.kube.gpunode_writes import write_gpu_node_status
 from gpufleet.kube.kinds import NODES, PODS
 from gpufleet.kube.objects import PartialObject
@@ -169,10 +169,10 @@ class RecordWriter:
         node.export()
         await write_gpu_node_status(self._client, name, node.uid, status)
         metrics.RECORDS.inc()
-        before = self._last.get(name)
         self._last[name] = status
-        if before is not None and before.resources != status.resources:
-            await self._offer(node, before, status)
+        if node.offered != status.resources:
+            await self._offer(node, node.offered, status.resources)
+            node.offered = status.resources
         await self._label(node)
         for uid in pending & node.recording:
             node.recording.discard(uid)
@@ -189,11 +189,13 @@ class RecordWriter:
         )
         node.published = labels
 
-    async def _offer(self, node: SimulatedNode, before: GPUNodeStatus, status: GPUNodeStatus) -> None:
+    async def _offer(
+        self, node: SimulatedNode, before: Iterable[GPUResource], now: Iterable[GPUResource]
+    ) -> None:
         """Tell the Node object too, as a kubelet does when a device plugin reports a change of health."""
-        gone: dict[str, str | None] = {one.name: None for one in before.resources}
-        capacity = gone | {one.name: str(one.capacity) for one in status.resources}
-        allocatable = gone | {one.name: str(one.healthy) for one in status.resources}
+        gone: dict[str, str | None] = {one.name: None for one in before}
+        capacity = gone | {one.name: str(one.capacity) for one in now}
+        allocatable = gone | {one.name: str(one.healthy) for one in now}
         patch = {"status": {"capacity": capacity, "allocatable": allocatable}}
         await self._client.patch(
             NODES, node.name, patch, strategy="strategic", subresource="status", type=PartialObject

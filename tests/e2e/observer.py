@@ -53,13 +53,14 @@ class Sighting(msgspec.Struct, frozen=True):
 class Observer:
     """Watches a fleet: `with Observer(kubeconfig) as observer`.
 
-    `gaps` counts new lists: between the end of a watch and its new list, only the result of what happened
-    was seen.
+    `gaps` counts new lists from the first pod on: between the end of a watch and its new list, only the
+    result of what happened was seen. (Before that, a server that still takes in our CRDs ends watches.)
     """
 
     def __init__(self, kubeconfig: Path) -> None:
         self.sightings: list[Sighting] = []
         self.gaps = 0
+        self._begun = False
         self.objects_at_start: dict[str, int] = {}
         self.problem: BaseException | None = None
         self._kubeconfig = kubeconfig
@@ -131,7 +132,8 @@ class Observer:
 
     async def _read_all(self, client: Client, kind: Kind, known: Known) -> str:
         listing = await client.list(kind)
-        if kind.plural in self.objects_at_start:
+        self._begun |= kind is PODS and bool(listing.items)
+        if self._begun and kind.plural in self.objects_at_start:
             self.gaps += 1
         self.objects_at_start.setdefault(kind.plural, len(listing.items))
         listed = {item["metadata"]["uid"] for item in listing.items}
@@ -148,6 +150,7 @@ class Observer:
             known.pop(seen["metadata"]["uid"], None)
         else:
             known[seen["metadata"]["uid"]] = seen
+        self._begun |= kind is PODS
         self.sightings.append(Sighting(time.time(), kind.plural, seen, gone, partial))
 
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime as dt
-import json
 import os
 import random
 import subprocess
@@ -28,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.exporter import percentiles
-from benchmarks.scheduler import RESULTS, machine
+from benchmarks.keeping import RESULTS, keep
 from tests.fakenvml.library import STATE, build
 from tests.node.bindings import Bindings, free_of_doubles
 from tests.node.fake_kubelet import Connection, FakeKubelet, get_options
@@ -336,21 +334,6 @@ def show(numbers: dict[str, float], unit: str) -> None:
         print(f"  {name.removesuffix('_s'):<24}{number:>9.3f} {unit}{bar}", flush=True)
 
 
-def write_results(folder: Path, numbers: dict[str, dict[str, float]]) -> Path:
-    """Keep the numbers beside the bars and the machine."""
-    now = dt.datetime.now(dt.UTC)
-    content = {
-        "measured": now.isoformat(timespec="seconds"),
-        "machine": machine(),
-        "numbers": numbers,
-        "bars": BARS,
-    }
-    path = folder / f"device-plugin-{now:%Y-%m-%d-%H%M%S}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    return path
-
-
 def main() -> None:
     """Run the benchmark, print the numbers with their bars, keep them if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -366,7 +349,8 @@ def main() -> None:
         return
     numbers = asyncio.run(run(options))
     if options.keep:
-        print(f"kept in {write_results(options.results, numbers)}")
+        path = keep(options.results, "device-plugin", {"numbers": numbers, "bars": BARS})
+        print(f"kept in {path}")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime as dt
 import http.client
-import json
 import subprocess
 import sys
 import tempfile
@@ -26,7 +24,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import psutil
-from benchmarks.scheduler import RESULTS, machine
+from benchmarks.keeping import RESULTS, keep
 
 from gpufleet.devices.boards import make_inventory
 from gpufleet.devices.clocks import RunningClock
@@ -195,21 +193,6 @@ def cpu_percent(process: psutil.Process, connection: http.client.HTTPConnection,
     return 100 * (after.user + after.system - before.user - before.system) / elapsed
 
 
-def write_results(folder: Path, numbers: dict[str, float]) -> Path:
-    """Keep the numbers beside the bars and the machine."""
-    now = dt.datetime.now(dt.UTC)
-    content = {
-        "measured": now.isoformat(timespec="seconds"),
-        "machine": machine(),
-        "numbers": numbers,
-        "bars": BARS,
-    }
-    path = folder / f"exporter-{now:%Y-%m-%d-%H%M%S}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    return path
-
-
 async def run(options: argparse.Namespace) -> dict[str, float]:
     """Measure with a kubelet beside it."""
     with tempfile.TemporaryDirectory(prefix="gf-") as folder:
@@ -237,7 +220,8 @@ def main() -> None:
     for name, number in numbers.items():
         print(f"{name:<16}{number:>10.2f}" + (f"  (bar: {BARS[name]:g})" if name in BARS else ""))
     if options.keep:
-        print(f"kept in {write_results(options.results, numbers)}")
+        path = keep(options.results, "exporter", {"numbers": numbers, "bars": BARS})
+        print(f"kept in {path}")
 
 
 if __name__ == "__main__":

@@ -8,33 +8,25 @@ round; the medians of the rounds are compared. The ratio is gpufleet / kube-sche
 from __future__ import annotations
 
 import argparse
-import datetime as dt
-import json
 import os
-import platform
 import statistics
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import uvloop
 from benchmarks.contenders import CONTENDERS, OURS, PEER
 from benchmarks.fleet import Fleet, fleet, report
+from benchmarks.keeping import RESULTS, keep, machine
 from benchmarks.nodes import create_nodes, wait_for_nodes
 from benchmarks.rounds import Round, measure, prepare_namespace
 
-import gpufleet
 from gpufleet.kube.client import Client
 from gpufleet.kube.config import load_config
 from gpufleet.kube.crds import establish
 from gpufleet.kube.custom_resources import custom_resources
 from gpufleet.local.components import SIMULATED_NODES
-from gpufleet.local.controlplane import KUBERNETES_VERSION
 from gpufleet.local.fleetfile import load_fleet
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 async def run_rounds(one: Fleet, options: argparse.Namespace) -> list[Round]:
@@ -58,34 +50,6 @@ async def run_rounds(one: Fleet, options: argparse.Namespace) -> list[Round]:
                     f"round {number + 1} of {options.rounds}: {name:<15}{result.pods_per_second:>8.0f} pods/s"
                 )
         return rounds
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    model = [line.split(":")[1].strip() for line in cpu_info() if line.startswith("model name")]
-    return {
-        "cpu": model[0] if model else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "kubernetes": KUBERNETES_VERSION,
-        "gpufleet": gpufleet.__version__,
-        "commit": commit(),
-    }
-
-
-def cpu_info() -> list[str]:
-    """The lines of the kernel's description of the processors."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def commit() -> str:
-    """The commit that was measured, with `-dirty` when files differ from it; empty outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def summary(rounds: list[Round]) -> dict[str, dict[str, Any]]:
@@ -140,10 +104,7 @@ def peaks(rounds: list[Round]) -> dict[str, float]:
 
 def write_results(options: argparse.Namespace, rounds: list[Round]) -> Path:
     """Keep every round beside the medians and the machine."""
-    now = dt.datetime.now(dt.UTC)
-    content = {
-        "measured": now.isoformat(timespec="seconds"),
-        "machine": machine(),
+    found = {
         "preset": options.preset,
         "silent_nodes": options.silent_nodes,
         "pods": options.pods,
@@ -152,11 +113,7 @@ def write_results(options: argparse.Namespace, rounds: list[Round]) -> Path:
         "peak_mib": peaks(rounds),
         "rounds": msgspec.to_builtins(rounds),
     }
-    kind = "silent-nodes" if options.silent_nodes else "fleet"
-    path: Path = options.results / f"scheduler-{kind}-{now:%Y-%m-%d-%H%M%S}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    return path
+    return keep(options.results, f"scheduler-{'silent-nodes' if options.silent_nodes else 'fleet'}", found)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from unittest import mock
 
 import psutil
 import pytest
-from benchmarks import decide, rounds, scheduler
+from benchmarks import decide, keeping, rounds, scheduler
 from benchmarks.fleet import Fleet
 
 
@@ -48,7 +48,7 @@ def test_gangs_are_named_within_their_namespace() -> None:
 
 
 def test_two_runs_of_a_day_are_both_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "machine", dict)
+    monkeypatch.setattr(keeping, "machine", dict)
     options = argparse.Namespace(preset="large", silent_nodes=False, pods=1, results=tmp_path)
     path = scheduler.write_results(options, [])
     measured = path.stem.removeprefix("scheduler-fleet-")

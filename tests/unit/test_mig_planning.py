@@ -6,13 +6,14 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.mig import GEOMETRIES, Geometry, Placement
 from gpufleet.fleet.mig_planning import GPUCut, MigPlan, plan, relayout
+from gpufleet.fleet.mig_room import shape_of, weights_of
 
 Layout = frozenset[Placement]
 H100 = GEOMETRIES["h100-80gb"]
@@ -201,10 +202,58 @@ def test_what_blocks_is_the_fewest_instances_without_which_there_is_a_plan() -> 
     assert blocked > 10
 
 
+def test_what_blocks_several_gpus_is_the_fewest_instances_over_all_of_them() -> None:
+    blocked = Counter[int]()
+    for seed in range(80):
+        draw = Draw(seed)
+        gpus = [draw.gpu(A30) for _ in range(3)]
+        wanted = draw.wanted(A30, 7)
+        found = plan(gpus, wanted)
+        if found.feasible:
+            continue
+        busy = [(index, one) for index, gpu in enumerate(gpus) for one in gpu.busy]
+        fewest = next(
+            (
+                count
+                for count in range(len(busy) + 1)
+                for gone in combinations(busy, count)
+                if least(freed(gpus, gone), Counter(wanted)) is not None
+            ),
+            0,
+        )
+        named = [(blocker.gpu, blocker.placement) for blocker in found.blocked_by]
+        assert len(named) == fewest, (seed, gpus, wanted)
+        assert not named or least(freed(gpus, named), Counter(wanted)) is not None
+        blocked[fewest] += 1
+    assert len(blocked) >= 3, blocked
+
+
+def freed(gpus: Sequence[GPUCut], gone: Sequence[tuple[int, Placement]]) -> list[GPUCut]:
+    """The GPUs with some of the instances in use turned idle."""
+    return [without(gpu, Layout(one for on, one in gone if on == index)) for index, gpu in enumerate(gpus)]
+
+
 def without(gpu: GPUCut, gone: Layout) -> GPUCut:
-    """The GPU with some of the instances in use turned idle."""
+    """One GPU with some of the instances in use turned idle."""
     busy = tuple(one for one in gpu.busy if one not in gone)
     return GPUCut(gpu.geometry, busy, tuple(sorted((*gpu.idle, *gone))))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=lambda geometry: geometry.name)
+def test_the_weights_say_what_fits_on_an_empty_gpu(geometry: Geometry) -> None:
+    shapes = tuple(map(shape_of, geometry.profiles.values()))
+    fitting = {
+        tuple(profiles(layout)[name] for name in geometry.profiles) for layout in layouts(geometry.name)
+    }
+    weights = weights_of(shapes)
+    holds = [max(weigh(one, weight) for one in fitting) for weight in weights]
+    for counts in product(*(range(profile.limit + 2) for profile in geometry.profiles.values())):
+        allowed = all(weigh(counts, weight) <= hold for weight, hold in zip(weights, holds, strict=True))
+        assert allowed == (counts in fitting), counts
+
+
+def weigh(counts: Sequence[int], weights: Sequence[int]) -> int:
+    return sum(count * weight for count, weight in zip(counts, weights, strict=True))
 
 
 def test_a_plan_destroys_on_a_gpu_before_it_creates() -> None:

@@ -1,21 +1,25 @@
 """Sharing out MIG instances over several GPUs: the cheapest choice of one way per GPU that makes them all.
 
 A way says what it costs on its GPU (what must be destroyed) and how many instances of each wanted profile it
-then has room for. `cheapest` is exact: a depth-first search that takes the cheapest and fullest way first,
-remembers what it paid for a state, and leaves a branch as soon as a relaxation shows that it cannot become
-better. A relaxation counts the wanted instances by one weight each (their slices, say) and asks what that
-much weight costs at least on the GPUs that are left.
+then has room for. `cheapest` is exact. It goes from GPU to GPU and keeps, for each multiset of instances
+that is still to be made, the cheapest choice that leads there; a choice that pays as much as another and
+leaves more to be made is dropped, and so is one that cannot become better than the best choice known. A
+relaxation shows the latter: it counts the wanted instances by one weight each (their slices, say) and asks
+what that much weight costs at least on the GPUs that are left. A quick sweep that keeps few choices goes
+first, so that there is a choice to be better than.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import mul
 from typing import NamedTuple
 
 from gpufleet.fleet.mig import Placement
-from gpufleet.fleet.multisets import counts_of, least, minus
+from gpufleet.fleet.multisets import counts_of, covers, minus
 
 _NEVER = 1 << 62
+_FEW = 8
 
 
 class Way(NamedTuple):
@@ -26,58 +30,103 @@ class Way(NamedTuple):
     room: int
 
 
-def cheapest(ways: Sequence[Sequence[Way]], wanted: int, sizes: Sequence[int]) -> tuple[Way, ...] | None:
+def cheapest(
+    ways: Sequence[Sequence[Way]], wanted: int, weights: Sequence[Sequence[int]]
+) -> tuple[Way, ...] | None:
     """One way per GPU so that their room covers the multiset `wanted` at the least cost; None when none does.
 
-    `sizes` are the memory slices of each kind in `wanted`. Ties go to the way that makes most on the first
-    GPU.
+    `weights` are the relaxations: what an instance of each wanted kind weighs. They make the search short;
+    there is at least one, and every kind weighs something in one of them.
     """
-    return _Search(ways, wanted, sizes).run()
+    kinds = len(weights[0])
+    need = counts_of(wanted, kinds)
+    counts = {way.room: counts_of(way.room, kinds) for options in ways for way in options}
+    gains = [{room: _weight(each, one) for room, each in counts.items()} for one in weights]
+    wishes = [_weight(need, one) for one in weights]
+    for wish, gain in zip(wishes, gains, strict=True):
+        if wish > sum(max(gain[way.room] for way in options) for options in ways):
+            return None
+    bounds = [_Bound(ways, *each) for each in zip(weights, gains, wishes, strict=True)]
+    search = _Search(ways, wanted, kinds, bounds)
+    quick = search.sweep(below=_NEVER, width=_FEW)
+    better = search.sweep(below=sum(way.cost for way in quick) if quick else _NEVER, width=None)
+    return better or quick
 
 
-class _Search:
-    def __init__(self, ways: Sequence[Sequence[Way]], wanted: int, sizes: Sequence[int]) -> None:
-        self._ways = ways
-        self._wanted = wanted
-        self._sizes = sizes
-        self._bounds = [_Bound(ways, weights, wanted) for weights in _weights(sizes)]
-        self._paid: dict[tuple[int, int], int] = {}
-        self._best = _NEVER
-        self._chosen: tuple[Way, ...] | None = None
+class _Choice(NamedTuple):
+    """Ways for the first GPUs, the last one first: what they cost, and what is still to be made after them.
 
-    def run(self) -> tuple[Way, ...] | None:
-        self._descend(self._wanted, 0, ())
-        return self._chosen
+    Choices for the same GPUs order by cost, then by what is left, which no two of them share.
+    """
 
-    def _descend(self, left: int, cost: int, chosen: tuple[Way, ...]) -> None:
-        index = len(chosen)
-        if index == len(self._ways):
-            if not left and cost < self._best:
-                self._best, self._chosen = cost, chosen
-            return
-        least_more = max((bound.cost(index, left) for bound in self._bounds), default=0)
-        if cost + least_more >= self._best:
-            return
-        if self._paid.get((index, left), _NEVER) <= cost:
-            return
-        self._paid[index, left] = cost
-        for way in sorted(self._ways[index], key=lambda way: (way.cost, -self._filled(way, left))):
-            self._descend(minus(left, way.room), cost + way.cost, (*chosen, way))
+    cost: int
+    left: int
+    way: Way | None = None
+    before: _Choice | None = None
 
-    def _filled(self, way: Way, left: int) -> int:
-        return _weight(least(way.room, left), self._sizes)
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        found, choice = [], self
+        while choice.way and choice.before:
+            found.append(choice.way)
+            choice = choice.before
+        return tuple(reversed(found))
+
+
+class _Search(NamedTuple):
+    ways: Sequence[Sequence[Way]]
+    wanted: int
+    kinds: int
+    bounds: Sequence[_Bound]
+
+    def sweep(self, *, below: int, width: int | None) -> tuple[Way, ...] | None:
+        """The cheapest choice that costs less than `below`; `width` is how many are kept at each GPU."""
+        choices = [_Choice(0, self.wanted)]
+        for index, options in enumerate(self.ways, start=1):
+            found: dict[int, _Choice] = {}
+            for before in choices:
+                for way in options:
+                    cost, left = before.cost + way.cost, minus(before.left, way.room)
+                    if left not in found or cost < found[left].cost:
+                        found[left] = _Choice(cost, left, way, before)
+            choices = self._hopeful(found, index, below, width)
+        return choices[0].ways if choices else None
+
+    def _hopeful(self, found: dict[int, _Choice], index: int, below: int, width: int | None) -> list[_Choice]:
+        rated = [
+            (total, choice)
+            for choice in found.values()
+            if (total := choice.cost + self._least_more(index, choice.left, below - choice.cost)) < below
+        ]
+        if width is not None:
+            rated = sorted(rated)[:width]
+        kept: list[_Choice] = []
+        for choice in sorted(choice for _, choice in rated):
+            if not any(covers(choice.left, other.left) for other in kept):
+                kept.append(choice)
+        return kept
+
+    def _least_more(self, index: int, left: int, enough: int) -> int:
+        """What the GPUs from an index on cost at least; not looked at closer once it is `enough`."""
+        counts, least = counts_of(left, self.kinds), 0
+        for bound in self.bounds:
+            least = max(least, bound.cost(index, counts))
+            if least >= enough:
+                break
+        return least
 
 
 class _Bound:
     """The least cost at which the GPUs from an index on have room for so much weight."""
 
-    def __init__(self, ways: Sequence[Sequence[Way]], weights: Sequence[int], wanted: int) -> None:
+    def __init__(
+        self, ways: Sequence[Sequence[Way]], weights: Sequence[int], gains: Mapping[int, int], most: int
+    ) -> None:
         self._weights = weights
-        most = _weight(wanted, weights)
         table = [0] + [_NEVER] * most
         self._tables = [table]
         for options in reversed(ways):
-            steps = _frontier([(_weight(way.room, weights), way.cost) for way in options])
+            steps = _frontier([(gains[way.room], way.cost) for way in options])
             table = [
                 min(_NEVER, *(table[max(0, need - gain)] + cost for gain, cost in steps))
                 for need in range(most + 1)
@@ -85,8 +134,8 @@ class _Bound:
             self._tables.append(table)
         self._tables.reverse()
 
-    def cost(self, index: int, left: int) -> int:
-        return self._tables[index][_weight(left, self._weights)]
+    def cost(self, index: int, counts: Sequence[int]) -> int:
+        return self._tables[index][_weight(counts, self._weights)]
 
 
 def _frontier(steps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -98,14 +147,6 @@ def _frontier(steps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return kept
 
 
-def _weights(sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """The relaxations: each kind alone, and all of them by slices, halves, quarters, ... of them."""
-    each = [tuple(int(kind == other) for other in range(len(sizes))) for kind in range(len(sizes))]
-    steps = sorted(set(sizes))
-    return [*(tuple(size // step for size in sizes) for step in steps), *each]
-
-
-def _weight(multiset: int, weights: Sequence[int]) -> int:
-    return sum(
-        count * weight for count, weight in zip(counts_of(multiset, len(weights)), weights, strict=True)
-    )
+def _weight(counts: Sequence[int], weights: Sequence[int]) -> int:
+    weight: int = sum(map(mul, counts, weights))
+    return weight

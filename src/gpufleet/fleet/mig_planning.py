@@ -22,11 +22,11 @@ import msgspec
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.mig import Geometry, Placement, summary
 from gpufleet.fleet.mig_covering import Way, cheapest
-from gpufleet.fleet.mig_room import Free, arrange, free_beside, packings, shape_of
+from gpufleet.fleet.mig_room import Free, arrange, free_beside, packings, shape_of, weights_of
 from gpufleet.fleet.multisets import counts_of, covers, least, minus, multiset
 from gpufleet.fleet.reasons import Reason
 
-_IDLE, _BUSY = 1 << 20, 1 << 40
+_INSTANCE = 1 << 20
 
 
 class GPUCut(msgspec.Struct, frozen=True):
@@ -140,15 +140,16 @@ def _known(gpus: Sequence[GPUCut], name: str) -> str:
 
 
 def _removals(gpu: GPUCut, *, busy_too: bool) -> list[tuple[int, tuple[Placement, ...]]]:
-    """Every set of instances that may go and its cost (busy ones, then idle ones, then slices), cheapest
-    first.
+    """Every set of instances that may go and its cost, cheapest first: the idle ones, each an instance and
+    its slices; or with `busy_too` the busy ones, as if the idle ones were gone already.
     """
-    costs = {one: _IDLE + one.size for one in gpu.idle}
-    if busy_too:
-        costs |= dict.fromkeys(gpu.busy, _BUSY)
-    candidates = sorted(costs)
+    gone = gpu.idle if busy_too else ()
+    candidates = sorted(gpu.busy if busy_too else gpu.idle)
     sets = [chosen for count in range(len(candidates) + 1) for chosen in combinations(candidates, count)]
-    return sorted((sum(map(costs.__getitem__, chosen)), chosen) for chosen in sets)
+    return sorted(
+        (len(chosen) if busy_too else sum(_INSTANCE + one.size for one in chosen), gone + chosen)
+        for chosen in sets
+    )
 
 
 def _kept(gpu: GPUCut, destroyed: Sequence[Placement]) -> tuple[Placement, ...]:
@@ -190,7 +191,7 @@ def _moves(gpus: Sequence[GPUCut], names: Sequence[str], *, busy_too: bool) -> l
         if key not in known:
             known[key] = _ways(gpu, kinds, need, busy_too=busy_too)
         ways.append(known[key])
-    chosen = cheapest(ways, need, [_size(gpus, kind) for kind in kinds])
+    chosen = cheapest(ways, need, _weights(gpus, kinds))
     if chosen is None:
         return None
     moves = {}
@@ -227,8 +228,15 @@ def _free(gpu: GPUCut) -> Free:
     return free_beside(gpu.geometry, gpu.instances)
 
 
-def _size(gpus: Sequence[GPUCut], kind: str) -> int:
-    return max(gpu.geometry.profiles[kind].size for gpu in gpus if kind in gpu.geometry.profiles)
+def _weights(gpus: Sequence[GPUCut], kinds: Sequence[str]) -> list[tuple[int, ...]]:
+    """What the wanted kinds weigh in slices, and in instances of each profile of the GPUs."""
+    geometries = {id(gpu.geometry): gpu.geometry for gpu in gpus}.values()
+    found = []
+    for geometry in geometries:
+        weights = weights_of(tuple(shape_of(one) for one in geometry.profiles.values()))
+        place = {name: index for index, name in enumerate(geometry.profiles)}
+        found += [tuple(one[place[kind]] if kind in place else 0 for kind in kinds) for one in weights]
+    return list(dict.fromkeys(one for one in found if any(one))) or [()]
 
 
 def _feasible(gpus: Sequence[GPUCut], moves: Sequence[_Move]) -> MigPlan:

@@ -93,6 +93,28 @@ def maximal(multisets: Iterable[int]) -> tuple[int, ...]:
     return tuple(kept)
 
 
+@lru_cache(maxsize=64)
+def weights_of(shapes: tuple[Shape, ...]) -> tuple[tuple[int, ...], ...]:
+    """What an instance of each shape weighs: its slices, and how many instances of each shape it rules out.
+
+    What fits on a GPU at once never weighs more than the GPU holds, in any of these weights. On an empty GPU
+    of every product the reverse holds too: what no weight forbids fits.
+    """
+    weights = [tuple(shape.size for shape in shapes)]
+    weights += [tuple(_ruled_out(other, shape) for other in shapes) for shape in shapes if not shape.media]
+    return tuple(dict.fromkeys(weights))
+
+
+def _ruled_out(instance: Shape, shape: Shape) -> int:
+    """How many starts of `shape` an instance takes at least, wherever it lies: those inside it, and also
+    those it touches where it has the media engines, as a GPU has one such instance only.
+    """
+    return min(
+        sum(bool(mask & taken) if instance.media else mask & taken == mask for _, mask in shape.masks())
+        for _, taken in instance.masks()
+    )
+
+
 @lru_cache(maxsize=8192)
 def usable(free: Free, weighted: tuple[tuple[Shape, int], ...]) -> int:
     """The memory slices that instances of each shape alone could use, times its weight, summed."""

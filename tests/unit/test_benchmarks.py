@@ -11,7 +11,7 @@ from unittest import mock
 
 import psutil
 import pytest
-from benchmarks import decide, keeping, rounds, scheduler
+from benchmarks import decide, keeping, mig_planner, rounds, scheduler
 from benchmarks.fleet import Fleet
 
 
@@ -67,3 +67,10 @@ def test_the_processor_time_of_a_program_includes_that_of_a_child_that_has_ended
         own = psutil.Process(process.pid).cpu_times()
         assert one.cpu_seconds()["program"] > own.user + own.system
         process.communicate(b"\n")
+
+
+def test_the_questions_to_the_mig_planner_are_mixed_and_the_same_for_a_seed() -> None:
+    row, again = (mig_planner.measure(2, 40, seed=3) for _ in range(2))
+    assert 0 < row["feasible"] < 1
+    assert row["feasible"] == again["feasible"]
+    assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["longest_ms"]

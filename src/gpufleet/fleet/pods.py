@@ -14,6 +14,7 @@ from functools import lru_cache
 import msgspec
 
 from gpufleet.fleet.devices import DeviceClaim, DevicePick
+from gpufleet.fleet.fractions import WHOLE_MILLI, Fraction
 from gpufleet.fleet.selectors import LabelSelector, NodeSelector, NodeSelectorTerm, Toleration
 
 SCHEDULER_NAME = "gpufleet"
@@ -82,7 +83,9 @@ class SpreadConstraint(msgspec.Struct, frozen=True):
 
 
 class PodShape(msgspec.Struct, frozen=True, cache_hash=True):
-    """What decides where a pod fits. `requests` is the effective request, sorted, and has `pods`: 1."""
+    """What decides where a pod fits. `requests` is the effective request, sorted, and has `pods`: 1; a
+    `fraction` of GPUs comes on top of it.
+    """
 
     requests: tuple[tuple[str, int], ...] = (("pods", 1),)
     node_selector: tuple[tuple[str, str], ...] = ()
@@ -97,6 +100,7 @@ class PodShape(msgspec.Struct, frozen=True, cache_hash=True):
     claims: tuple[str, ...] = ()
     inline_csi_drivers: tuple[str, ...] = ()
     resource_claims: bool = False
+    fraction: Fraction | None = None
 
 
 class GangRef(msgspec.Struct, frozen=True):
@@ -176,16 +180,29 @@ def is_gpu_resource(resource: str) -> bool:
 
 
 def gpus_requested(shape: PodShape) -> int:
-    """How many GPU devices of any kind (whole, shared, MIG) a shape asks for."""
-    return sum(amount for resource, amount in shape.requests if is_gpu_resource(resource))
+    """How many GPU devices of any kind (whole, shared, MIG, a fraction) a shape asks for."""
+    asked = sum(amount for resource, amount in shape.requests if is_gpu_resource(resource))
+    return asked + (shape.fraction.devices if shape.fraction else 0)
+
+
+def uses_gpus(shape: PodShape) -> bool:
+    """Whether a shape asks for GPUs in any way."""
+    return shape.fraction is not None or any(n and is_gpu_resource(name) for name, n in shape.requests)
 
 
 @lru_cache(maxsize=4096)
 def gpu_share(shape: PodShape) -> int:
-    """How much of GPUs a shape asks for, to compare by: a whole GPU is more than any MIG instance, and of
-    instances that of more memory is more, then that of more compute slices.
+    """How much of GPUs a shape asks for, to compare by: a whole GPU is more than any part of one, and of MIG
+    instances and fractions that of more memory is more, then that of more compute slices.
     """
-    return sum(amount * _share(resource) for resource, amount in shape.requests if is_gpu_resource(resource))
+    asked = sum(amount * _share(resource) for resource, amount in shape.requests if is_gpu_resource(resource))
+    return asked + (_part(shape.fraction) if shape.fraction else 0)
+
+
+def _part(fraction: Fraction) -> int:
+    if fraction.milli:
+        return fraction.devices * fraction.milli * _WHOLE_GPU // WHOLE_MILLI
+    return fraction.devices * fraction.memory_mib * _GIGABYTE // 1024
 
 
 def _share(resource: str) -> int:

@@ -60,6 +60,7 @@ CODES: dict[str, str] = {
     "GangUnplaceable": "Not all pods that the gang needs fit at once, so none is bound.",
     "GangInvalid": "The pods of the gang disagree about its size, the size is not a positive number, or the "
     "gang has no name.",
+    "FractionInvalid": "What the pod states about the fraction of a GPU that it needs cannot be understood.",
     "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler, where that runs.",
     "ResourceClaimNotFound": "A ResourceClaim of the pod, or the template of one, does not exist.",
     "Terminating": "The pod is being deleted: it ends, or is not placed any more.",

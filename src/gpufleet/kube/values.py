@@ -15,6 +15,7 @@ from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.quantities import resource_amount
 from gpufleet.fleet.snapshot import DisruptionBudget
 from gpufleet.kube import objects
+from gpufleet.kube.conventions.fractions import fraction_of
 from gpufleet.kube.conventions.labels import gang_of
 from gpufleet.kube.conventions.picked_devices import picks_in
 from gpufleet.kube.cuts import cuttable_gpus
@@ -95,6 +96,7 @@ def pod_shape(pod: objects.Pod) -> pods.PodShape:
         claims=_claims(pod),
         inline_csi_drivers=tuple(volume.csi.driver for volume in spec.volumes if volume.csi),
         resource_claims=bool(spec.resource_claims),
+        fraction=fraction_of(pod.metadata.annotations, [container.name for container in spec.containers]),
     )
 
 

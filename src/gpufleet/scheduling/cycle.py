@@ -93,7 +93,7 @@ class _Cycle:
         self.paused = paused
         self.nominations = Nominations(self.trial, Budgets(ledger.snapshot.budgets), queue)
         self.cutting = Cutting(self.trial)
-        self.picks = DevicePicks(ledger.snapshot)
+        self.picks = DevicePicks(self.trial.ledger)
         self.actions: list[Action] = []
 
     def take(self, unit: Unit) -> None:

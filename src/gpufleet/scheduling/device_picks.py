@@ -18,10 +18,11 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import msgspec
 
-from gpufleet.fleet.devices import DevicePick, NodeDevices
+from gpufleet.fleet.devices import WHOLE_RESOURCE, DevicePick, NodeDevices
+from gpufleet.fleet.fractions import FRACTION_RESOURCE, Fraction
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
-from gpufleet.fleet.snapshot import Snapshot
+from gpufleet.scheduling.ledger import Ledger
 from gpufleet.scheduling.placing import Placement
 from gpufleet.scheduling.promises import Picks, held_by, promises
 from gpufleet.scheduling.stocks import Stock, stock_of
@@ -33,8 +34,9 @@ _UNKNOWN = "unknown"
 class DevicePicks:
     """The picks of one decision. What is picked, or kept for a pod that is kept back, is no longer free."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._snapshot = ledger.snapshot
         self._nodes: dict[str, _Node] = {}
 
     def pick(self, placements: Sequence[Placement]) -> tuple[list[Picks], Reason | None]:
@@ -48,13 +50,21 @@ class DevicePicks:
         for placement in placements:
             pod = placement.pod
             devices = self._snapshot.devices.get(placement.node)
-            if devices is None or not pod.device_claims:
+            fraction = pod.shape.fraction
+            if devices is None or not (pod.device_claims or fraction):
                 found.append(())
                 continue
             node = self._nodes.get(placement.node)
             if node is None:
                 pods = self._snapshot.pods_by_node.get(placement.node, {})
                 node = self._nodes[placement.node] = _Node(devices, pods.values())
+            if fraction is not None:
+                parts = self._ledger.accounts[placement.node].carried.by_pod[pod.key]
+                found.append(node.take_parts(fraction, parts))
+                if not found[-1] and reason is None:
+                    text = f"it is not known yet which GPUs of {placement.node} are free"
+                    reason = Reason("WaitingForDevices", text, placement.node)
+                continue
             picks = node.take(pod)
             rival = node.settle(pod, picks)
             if rival is not None and reason is None:
@@ -77,12 +87,17 @@ class _Node:
     """The devices of one node in a decision."""
 
     def __init__(self, devices: NodeDevices, pods: Iterable[Pod]) -> None:
+        pods = tuple(pods)
         living = {pod.uid: pod for pod in pods if pod.device_claims}
         self._devices = devices
         self._held = held_by(devices, living)
         self._used = {uuid for one in self._held for uuid in one.devices}
         self._stocks: dict[str, Stock] = {}
         self._settling: dict[tuple[str, int], dict[Hashable, list[_Settling]]] = {}
+        self._opened: dict[str, str] = {}
+        for pod in pods:
+            for pick in pod.picks if pod.shape.fraction else ():
+                self._stock(WHOLE_RESOURCE).remove(dict.fromkeys(pick.devices, 1))
         for pod, picks in promises(devices, living):
             self._promise(pod, picks)
             if pod.phase != "Running":
@@ -108,6 +123,18 @@ class _Node:
                 reusable[claim.resource] = again[claim.count :]
             picks.append(DevicePick(claim.container, claim.resource, (*chosen, *new)))
         return tuple(picks)
+
+    def take_parts(self, fraction: Fraction, parts: Sequence[str]) -> Picks:
+        """Pick the GPUs of which a pod has parts: those of `parts` that carry fractions already, and whole
+        ones for names that stand for a new one. Nothing where it is not certain what is free.
+        """
+        new = [part for part in parts if "#" in part and part not in self._opened]
+        chosen = self._stock(WHOLE_RESOURCE).take(len(new), ()) if new else []
+        if chosen is None:
+            return ()
+        self._opened.update(zip(new, chosen, strict=True))
+        uuids = tuple(self._opened.get(part, part) for part in parts)
+        return (DevicePick(fraction.container, FRACTION_RESOURCE, uuids),)
 
     def settle(self, pod: Pod, picks: Picks) -> str | None:
         """Count a pod as one whose devices are not confirmed; another such pod whose devices it could get, to

@@ -17,7 +17,7 @@ import msgspec
 
 from gpufleet.fleet.pods import KUBE_SCHEDULER_NAME, SCHEDULER_NAME, Pod, is_gpu_resource
 from gpufleet.fleet.selectors import Taint, Toleration, untolerated
-from gpufleet.scheduling import affinity, attachments, nodeaffinity, spread, volumes
+from gpufleet.scheduling import affinity, attachments, fractions, nodeaffinity, spread, volumes
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
 from gpufleet.scheduling.placement import Block, Check, Filter
 
@@ -35,6 +35,8 @@ def pod_problem(
     """
     if pod.shape.resource_claims:
         return Block("DynamicResources", _who_allocates(pod, schedulers))
+    if (fault := fractions.fault(pod.shape)) is not None:
+        return Block("FractionInvalid", fault)
     problem = volumes.volume_problem(pod, ledger.snapshot)
     if problem is None and not ledger.accounts:
         return Block("NoNodes", "the cluster has no nodes")
@@ -139,6 +141,7 @@ FILTERS: tuple[Filter, ...] = (
     Filter("node affinity",     nodeaffinity.prepare_required,       local=True),
     Filter("volume reach",      volumes.prepare_reach,               local=True),
     Filter("resources",         prepare_resources,                   local=True),
+    Filter("GPU fraction",      fractions.prepare_room,              local=True),
     Filter("host ports",        prepare_ports,                       local=True),
     Filter("attach limits",     attachments.prepare_limits,          local=True),
     Filter("volume places",     volumes.prepare_nodes,               local=False),

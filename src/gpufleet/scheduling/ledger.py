@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from gpufleet.fleet.devices import WHOLE_RESOURCE
+from gpufleet.fleet.fractions import FRACTION_RESOURCE, NOTHING_CARRIED, Carried
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import HostPort, Pod
 from gpufleet.fleet.snapshot import Snapshot
@@ -25,6 +27,7 @@ class NodeAccount(msgspec.Struct, frozen=True):
     used: Mapping[str, int]
     ports: tuple[HostPort, ...]
     anti_affine: tuple[Pod, ...]
+    carried: Carried = NOTHING_CARRIED
 
     @property
     def name(self) -> str:
@@ -46,6 +49,7 @@ class NodeAccount(msgspec.Struct, frozen=True):
             used,
             self.ports + pod.shape.host_ports,
             (*self.anti_affine, pod) if pod.shape.anti_affinity else self.anti_affine,
+            _carry(pod, self.node, self.carried, used) if pod.shape.fraction else self.carried,
         )
 
     def without(self, keys: Iterable[str]) -> NodeAccount:
@@ -72,7 +76,24 @@ def account_of(node: Node, pods: Mapping[str, Pod]) -> NodeAccount:
             used[resource] = used.get(resource, 0) + amount
         ports.extend(pod.shape.host_ports)
     anti_affine = tuple(pod for pod in pods.values() if pod.shape.anti_affinity)
-    return NodeAccount(node, pods, used, tuple(ports), anti_affine)
+    carried = NOTHING_CARRIED
+    # Where it is known which GPUs a pod has, they are counted before others choose.
+    for pod in sorted((pod for pod in pods.values() if pod.shape.fraction), key=lambda pod: not pod.picks):
+        carried = _carry(pod, node, carried, used)
+    return NodeAccount(node, pods, used, tuple(ports), anti_affine, carried)
+
+
+def _carry(pod: Pod, node: Node, carried: Carried, used: dict[str, int]) -> Carried:
+    """Count the fraction of a pod; a GPU that carries fractions counts in `used` as one that is used."""
+    fraction = pod.shape.fraction
+    milli = fraction.on(node) if fraction else None
+    if fraction is None or milli is None:
+        return carried
+    known = tuple(uuid for pick in pod.picks if pick.resource == FRACTION_RESOURCE for uuid in pick.devices)
+    after = carried.with_part(pod.key, milli, fraction.devices, known)
+    opened = len(after.used) - len(carried.used)
+    used[WHOLE_RESOURCE] = used.get(WHOLE_RESOURCE, 0) + opened
+    return after
 
 
 class Ledger:

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gpufleet.fleet.nodes import Node
-from gpufleet.fleet.pods import Pod, is_gpu_resource
+from gpufleet.fleet.pods import Pod, is_gpu_resource, uses_gpus
 from gpufleet.fleet.selectors import Taint
-from gpufleet.scheduling import affinity, nodeaffinity, spread
+from gpufleet.scheduling import affinity, fractions, nodeaffinity, spread
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
 from gpufleet.scheduling.placement import Measure, Score
 
@@ -41,7 +41,7 @@ def prepare_soft_taints(pod: Pod, ledger: Ledger) -> Measure | None:
 
 def prepare_gpu_free_nodes(pod: Pod, ledger: Ledger) -> Measure | None:
     """Nodes without GPUs, for pods that ask for none, where the fleet has both kinds of node."""
-    if any(is_gpu_resource(resource) for resource, amount in pod.shape.requests if amount):
+    if uses_gpus(pod.shape):
         return None
     if len({_has_gpus(account.node) for account in ledger.accounts.values()}) < 2:
         return None
@@ -66,6 +66,8 @@ def prepare_replica_spread(pod: Pod, ledger: Ledger) -> Measure | None:
 
 def prepare_gpu_packing(pod: Pod, ledger: Ledger) -> Measure | None:
     """Fewer GPUs left over: of the kinds that the pod asks for, or of any kind when it asks for none."""
+    if pod.shape.fraction:
+        return None
     wanted = {resource: n for resource, n in pod.shape.requests if n and is_gpu_resource(resource)}
     if not wanted:
         return lambda account: max(0, 100 - _free_gpus(account))
@@ -107,6 +109,7 @@ SCORES: tuple[Score, ...] = (
     Score("GPU-free nodes",     _KEEP_GPUS,  prepare_gpu_free_nodes,          True,   "BestFit"),
     Score("replica spread",     _SPREAD,     prepare_replica_spread,          True,   "SpreadReplicas"),
     Score("GPU packing",        _PACK_GPUS,  prepare_gpu_packing,             True,   "BestFit"),
+    Score("fraction packing",   _PACK_GPUS,  fractions.prepare_packing,       True,   "BestFit"),
     Score("packing",            _PACK_REST,  prepare_packing,                 True,   "BestFit"),
 )  # fmt: skip
 

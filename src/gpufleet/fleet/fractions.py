@@ -8,10 +8,11 @@ promise between pods that agreed to share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from gpufleet.fleet.gpu_prices import Values, value_of
 from gpufleet.fleet.nodes import Node
 
 WHOLE_MILLI = 1000
@@ -54,30 +55,47 @@ class Carried(msgspec.Struct, frozen=True):
     """The GPUs of a node that carry fractions: what is used of each (milli-GPU), and which each pod has.
 
     A GPU goes by its UUID, or, as long as it is not known which one it will be, by a name of its own.
+    `values` say what idle parts are worth (`fleet.gpu_prices`); without them the fullest GPU is the best.
     """
 
     used: Mapping[str, int] = {}
     by_pod: Mapping[str, tuple[str, ...]] = {}
+    values: Values = ()
 
     def fitting(self, milli: int) -> list[str]:
-        """The GPUs with room for a part, the fullest first."""
-        most = WHOLE_MILLI - milli
-        return sorted((gpu for gpu, used in self.used.items() if used <= most), key=self._fullest)
+        """The GPUs with room for a part."""
+        return [gpu for gpu, used in self.used.items() if used <= WHOLE_MILLI - milli]
 
-    def with_part(self, pod: str, milli: int, count: int, gpus: tuple[str, ...] = ()) -> Carried:
-        """With a pod that has a part of `count` GPUs: of `gpus`, if that is known, or else of the fullest
-        that fit, then of others that carried nothing.
+    def with_part(
+        self, pod: str, milli: int, count: int, *, known: tuple[str, ...] = (), whole: int = 0
+    ) -> Carried:
+        """With a pod that has a part of `count` GPUs: the `known` ones, or else the best of those that fit
+        and of `whole` ones that carry nothing; more than there are where nothing fits.
         """
-        if len(gpus) != count:
-            gpus = tuple(self.fitting(milli)[:count])
-            gpus += tuple(f"{pod}#{number}" for number in range(count - len(gpus)))
+        gpus = known if len(known) == count else self._best(pod, milli, count, whole)
         used = dict(self.used)
         for gpu in gpus:
             used[gpu] = used.get(gpu, 0) + milli
-        return Carried(used, {**self.by_pod, pod: gpus})
+        return Carried(used, {**self.by_pod, pod: gpus}, self.values)
 
-    def _fullest(self, gpu: str) -> tuple[int, str]:
-        return -self.used[gpu], gpu
+    def _best(self, pod: str, milli: int, count: int, whole: int) -> tuple[str, ...]:
+        idle = {gpu: WHOLE_MILLI - self.used[gpu] for gpu in self.fitting(milli)}
+        idle |= {f"{pod}#{number}": WHOLE_MILLI for number in range(min(count, whole))}
+        chosen = best_parts([(free, gpu) for gpu, free in idle.items()], milli, count, self.values)
+        new = (f"{pod}#{number}" for number in range(min(count, whole), count))
+        return (*(gpu for _, gpu in chosen), *(next(new) for _ in range(count - len(chosen))))
 
 
 NOTHING_CARRIED = Carried()
+
+
+def best_parts(
+    idle: Iterable[tuple[int, str]], milli: int, count: int, values: Values
+) -> list[tuple[int, str]]:
+    """Of GPUs, each with its idle milli-GPU (enough) and a name, those that lose least of their value by a
+    part of `milli`; then the fullest, then the first by name.
+    """
+    if not values:
+        return sorted(idle)[:count]
+    worth = sorted((value_of(values, free) - value_of(values, free - milli), free, gpu) for free, gpu in idle)
+    return [(free, gpu) for _, free, gpu in worth[:count]]

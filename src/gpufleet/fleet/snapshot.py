@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from gpufleet.fleet.devices import NodeDevices
+from gpufleet.fleet.fragmentation import TypicalPod
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.selectors import LabelSelector
@@ -37,7 +38,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     `pods_by_node` has every pod that is bound or assumed to be bound and has not finished, by node (also
     nodes that do not exist any more); `unbound` has every pod that is neither bound nor finished, whoever
     schedules it. `gang_successes` counts the pods that have succeeded by gang and owner (`Pod.gang_part`).
-    `devices` says of nodes whose agent reports which devices there are and who holds them.
+    `devices` says of nodes whose agent reports which devices there are and who holds them. `mix` are the pods
+    that usually come, the most frequent first; empty as long as that is not known.
     """
 
     nodes: Mapping[str, Node] = {}
@@ -53,6 +55,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     storage_capacities: tuple[StorageCapacity, ...] = ()
     attach_limits: Mapping[str, AttachLimits] = {}
     budgets: tuple[DisruptionBudget, ...] = ()
+    mix: tuple[TypicalPod, ...] = ()
 
     def pods(self) -> Iterator[Pod]:
         """Every pod, bound ones first."""

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gpufleet.fleet.devices import DevicePick, NodeDevices
+from gpufleet.fleet.mixes import MixCounter
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.snapshot import DisruptionBudget, Snapshot
@@ -88,6 +89,7 @@ class SnapshotBuilder:
         self._capacities: dict[str, StorageCapacity] = {}
         self._limits: dict[str, AttachLimits] = {}
         self._budgets: dict[str, DisruptionBudget] = {}
+        self._mix = MixCounter()
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -136,6 +138,7 @@ class SnapshotBuilder:
             storage_capacities=tuple(self._capacities.values()),
             attach_limits=dict(self._limits),
             budgets=tuple(self._budgets.values()),
+            mix=self._mix.mix(),
         )
 
     def pod(self, key: str) -> Pod | None:
@@ -328,6 +331,8 @@ class SnapshotBuilder:
         old, new = self._effective.get(key), self._assumed_view(key)
         if old == new:
             return
+        if old is None or new is None or old.shape is not new.shape:
+            self._recount(old, new)
         if old is not None:
             self._take_out(old)
         if new is None:
@@ -337,6 +342,12 @@ class SnapshotBuilder:
             self._put_in(new)
         if _shown(old) != _shown(new):
             self._on_change()
+
+    def _recount(self, old: Pod | None, new: Pod | None) -> None:
+        if old is not None:
+            self._mix.add(old.shape, -1)
+        if new is not None:
+            self._mix.add(new.shape)
 
     def _assumed_view(self, key: str) -> Pod | None:
         pod = self._pods.get(key)

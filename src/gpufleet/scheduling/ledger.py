@@ -14,6 +14,7 @@ import msgspec
 
 from gpufleet.fleet.devices import WHOLE_RESOURCE
 from gpufleet.fleet.fractions import FRACTION_RESOURCE, NOTHING_CARRIED, Carried
+from gpufleet.fleet.gpu_prices import Values, part_values
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import HostPort, Pod
 from gpufleet.fleet.snapshot import Snapshot
@@ -33,6 +34,10 @@ class NodeAccount(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """The node's name."""
         return self.node.name
+
+    def is_of(self, node: Node, pods: Mapping[str, Pod], values: Values) -> bool:
+        """Whether it was made from these very objects."""
+        return self.node is node and self.pods is pods and self.carried.values is values
 
     def free(self, resource: str) -> int:
         """What is left of a resource; negative when the node is overcommitted."""
@@ -55,7 +60,8 @@ class NodeAccount(msgspec.Struct, frozen=True):
     def without(self, keys: Iterable[str]) -> NodeAccount:
         """This account without the named pods; names that are not here are ignored."""
         gone = set(keys)
-        return account_of(self.node, {key: pod for key, pod in self.pods.items() if key not in gone})
+        pods = {key: pod for key, pod in self.pods.items() if key not in gone}
+        return account_of(self.node, pods, self.carried.values)
 
     def ending(self, keys: Iterable[str]) -> NodeAccount:
         """This account with the named pods terminating: they hold what they hold until they are gone."""
@@ -64,11 +70,13 @@ class NodeAccount(msgspec.Struct, frozen=True):
             key: msgspec.structs.replace(pod, terminating=True) if key in doomed else pod
             for key, pod in self.pods.items()
         }
-        return account_of(self.node, pods)
+        return account_of(self.node, pods, self.carried.values)
 
 
-def account_of(node: Node, pods: Mapping[str, Pod]) -> NodeAccount:
-    """The account of a node that runs `pods`, computed from nothing else."""
+def account_of(node: Node, pods: Mapping[str, Pod], values: Values = ()) -> NodeAccount:
+    """The account of a node that runs `pods`, computed from nothing else; `values` are those of idle parts of
+    GPUs.
+    """
     used: dict[str, int] = {}
     ports: list[HostPort] = []
     for pod in pods.values():
@@ -76,7 +84,7 @@ def account_of(node: Node, pods: Mapping[str, Pod]) -> NodeAccount:
             used[resource] = used.get(resource, 0) + amount
         ports.extend(pod.shape.host_ports)
     anti_affine = tuple(pod for pod in pods.values() if pod.shape.anti_affinity)
-    carried = NOTHING_CARRIED
+    carried = Carried(values=values) if values else NOTHING_CARRIED
     # Where it is known which GPUs a pod has, they are counted before others choose.
     for pod in sorted((pod for pod in pods.values() if pod.shape.fraction), key=lambda pod: not pod.picks):
         carried = _carry(pod, node, carried, used)
@@ -90,7 +98,8 @@ def _carry(pod: Pod, node: Node, carried: Carried, used: dict[str, int]) -> Carr
     if fraction is None or milli is None:
         return carried
     known = tuple(uuid for pick in pod.picks if pick.resource == FRACTION_RESOURCE for uuid in pick.devices)
-    after = carried.with_part(pod.key, milli, fraction.devices, known)
+    whole = node.allocatable.get(WHOLE_RESOURCE, 0) - used.get(WHOLE_RESOURCE, 0)
+    after = carried.with_part(pod.key, milli, fraction.devices, known=known, whole=max(0, whole))
     opened = len(after.used) - len(carried.used)
     used[WHOLE_RESOURCE] = used.get(WHOLE_RESOURCE, 0) + opened
     return after
@@ -116,12 +125,13 @@ class Ledger:
     def build(cls, snapshot: Snapshot, previous: Ledger | None = None) -> Ledger:
         """The ledger of a snapshot; accounts of `previous` are kept where node and pods are the same."""
         known = previous.accounts if previous else {}
+        values = part_values(snapshot.mix) if snapshot.mix else ()
         accounts: dict[str, NodeAccount] = {}
         for name, node in snapshot.nodes.items():
             pods = snapshot.pods_by_node.get(name, _NO_PODS)
             account = known.get(name)
-            if account is None or account.node is not node or account.pods is not pods:
-                account = account_of(node, pods)
+            if account is None or not account.is_of(node, pods, values):
+                account = account_of(node, pods, values)
             accounts[name] = account
         return cls(snapshot, accounts)
 

@@ -19,6 +19,7 @@ from gpufleet.fleet.selectors import Taint
 from gpufleet.scheduling import affinity, fractions, nodeaffinity, spread
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
 from gpufleet.scheduling.placement import Measure, Score
+from gpufleet.scheduling.worth import packed_otherwise, prepare_worth
 
 REPLICATED_KINDS = ("ReplicaSet", "StatefulSet", "LeaderWorkerSet", "ReplicationController")
 """Kinds of owner whose pods are replicas of one service."""
@@ -108,9 +109,10 @@ SCORES: tuple[Score, ...] = (
     Score("soft taints",        _PREFER,     prepare_soft_taints,             True,   "PreferenceMatched"),
     Score("GPU-free nodes",     _KEEP_GPUS,  prepare_gpu_free_nodes,          True,   "BestFit"),
     Score("replica spread",     _SPREAD,     prepare_replica_spread,          True,   "SpreadReplicas"),
-    Score("GPU packing",        _PACK_GPUS,  prepare_gpu_packing,             True,   "BestFit"),
-    Score("fraction packing",   _PACK_GPUS,  fractions.prepare_packing,       True,   "BestFit"),
-    Score("packing",            _PACK_REST,  prepare_packing,                 True,   "BestFit"),
+    Score("worth",              _PACK_GPUS,  prepare_worth,                   True,   "BestFit"),
+    Score("GPU packing",        _PACK_GPUS,  packed_otherwise(prepare_gpu_packing), True,   "BestFit"),
+    Score("fraction packing",   _PACK_GPUS,  packed_otherwise(fractions.prepare_packing), True,   "BestFit"),
+    Score("packing",            _PACK_REST,  packed_otherwise(prepare_packing), True,   "BestFit"),
 )  # fmt: skip
 
 

@@ -13,6 +13,9 @@ from gpufleet.fleet.quantities import comparable_amounts
 from gpufleet.fleet.reasons import Reason
 from gpufleet.scheduling.placement import Block
 
+_Amounts = tuple[int, int, int]
+"""What is needed, what is there, and of how much, as a block says it."""
+
 LONGEST = 1000
 """Characters of a message; an Event takes 1,024 bytes."""
 
@@ -61,17 +64,33 @@ _SENTENCES: dict[str, str] = {
 }
 
 
-def node_reasons(blocks: Iterable[tuple[str, Block]]) -> tuple[Reason, ...]:
-    """One reason for each way in which nodes are out, the commonest first, with the number of nodes.
-
-    A node that is short of several resources counts for each of them.
+class Tally:
+    """Nodes that are out, counted by the way in which they are. A node that is short of several resources
+    counts for each of them.
     """
-    groups: dict[tuple[str, str], list[Block]] = {}
-    for _, block in blocks:
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, str], Counter[_Amounts]] = {}
+
+    def count(self, block: Block, by: int = 1) -> None:
+        """Count a node that is out, or (by -1) count it no longer."""
         for part in block.parts:
-            groups.setdefault((part.code, part.detail), []).append(part)
-    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    return tuple(_node_reason(code, detail, members) for (code, detail), members in ordered)
+            group = self._groups.setdefault((part.code, part.detail), Counter())
+            group[part.need, part.have, part.total] += by
+
+    def reasons(self) -> tuple[Reason, ...]:
+        """One reason for each way, the commonest first, with the number of nodes."""
+        groups = ((+group, key) for key, group in self._groups.items())
+        ordered = sorted((-group.total(), key, group) for group, key in groups if group)
+        return tuple(_node_reason(*key, group) for _, key, group in ordered)
+
+
+def node_reasons(blocks: Iterable[tuple[str, Block]]) -> tuple[Reason, ...]:
+    """The reasons for nodes, each with its block."""
+    tally = Tally()
+    for _, block in blocks:
+        tally.count(block)
+    return tally.reasons()
 
 
 def pod_reason(block: Block, subject: str) -> Reason:
@@ -101,10 +120,10 @@ def condition_message(reasons: Sequence[Reason], nodes: int, longest: int = LONG
     return f"{text if len(text) <= room else text[: room - 3] + '...'} {codes}".lstrip()
 
 
-def _node_reason(code: str, detail: str, members: list[Block]) -> Reason:
-    count = len(members)
-    need = max(block.need for block in members)
-    have, total = max((block.have, block.total) for block in members)
+def _node_reason(code: str, detail: str, nodes: Counter[_Amounts]) -> Reason:
+    count = nodes.total()
+    need = max(need for need, _, _ in nodes)
+    have, total = max((have, total) for _, have, total in nodes)
     have = max(0, have)
     resource = detail if code in ("InsufficientResource", "ExceedsNodeCapacity", "ResourceNotOffered") else ""
     needed, there = comparable_amounts(resource, need, have)

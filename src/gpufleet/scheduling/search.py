@@ -20,7 +20,7 @@ from gpufleet.fleet.reasons import Reason
 from gpufleet.scheduling.affinity import RequiredAffinity, refuses
 from gpufleet.scheduling.filters import FILTERS
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
-from gpufleet.scheduling.messages import node_reasons
+from gpufleet.scheduling.messages import Tally, node_reasons
 from gpufleet.scheduling.placement import Block, Check, Score
 from gpufleet.scheduling.scores import SCORES
 
@@ -52,6 +52,7 @@ class Search:
         self._heap: list[_Ranked] = []
         self._stale: set[str] = set(ledger.accounts)
         self._reasons: tuple[Reason, ...] | None = None
+        self._tally: Tally | None = None
 
     @property
     def checks_locally(self) -> bool:
@@ -138,8 +139,18 @@ class Search:
     def reasons(self) -> tuple[Reason, ...]:
         """Why nodes are out, with counts; the same tuple until something changes."""
         if self._reasons is None:
-            self._reasons = node_reasons(self.blocks())
+            self._reasons = node_reasons(self.blocks()) if self._now().checks else self._counted().reasons()
         return self._reasons
+
+    def _counted(self) -> Tally:
+        """The nodes that are out by their own accounts; kept up to date once somebody has asked."""
+        self._refresh()
+        if self._tally is None:
+            self._tally = Tally()
+            for verdict in self._verdicts.values():
+                if isinstance(verdict, Block):
+                    self._tally.count(verdict)
+        return self._tally
 
     def _difference(self, best: _Ranked, second: _Ranked, wide: _Wide) -> Reason:
         """What decided between two nodes: the highest tier in which they differ."""
@@ -164,7 +175,13 @@ class Search:
             account = self._ledger.accounts.get(name)
             if account is None:
                 continue
+            before = self._verdicts.get(name)
             verdict = self._verdicts[name] = self._local_verdict(account)
+            if self._tally is not None and before != verdict:
+                if isinstance(before, Block):
+                    self._tally.count(before, -1)
+                if isinstance(verdict, Block):
+                    self._tally.count(verdict)
             if not isinstance(verdict, Block):
                 heapq.heappush(self._heap, (-verdict, name))
         self._stale.clear()

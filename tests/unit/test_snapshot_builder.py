@@ -69,7 +69,7 @@ def test_members_of_a_gang_that_succeeded_are_counted_while_they_are_there() -> 
     watched = Watched()
     watched.pod(manifest("p0", gang=True, phase="Succeeded"), "p0")
     watched.pod(manifest("p1", gang=True, phase="Failed"), "p1")
-    assert watched.builder.snapshot().gang_successes == {("default/g", ""): 1}
+    assert watched.builder.snapshot().gang_successes == {("default/g", ""): {"": 1}}
     watched.pod(None, "p0")
     assert watched.builder.snapshot().gang_successes == {}
 

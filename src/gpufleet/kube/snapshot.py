@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -74,7 +75,7 @@ class SnapshotBuilder:
         self._by_node: dict[str, Mapping[str, Pod]] = {}
         self._unbound: dict[str, Pod] = {}
         self._unread: dict[str, str] = {}
-        self._successes: dict[tuple[str, str], int] = {}
+        self._successes: dict[tuple[str, str], Counter[str]] = {}
         self._raw_nodes: dict[str, objects.Node] = {}
         self._gpu_nodes: dict[str, GPUNode] = {}
         self._wished: dict[str, int] = {}
@@ -356,8 +357,10 @@ class SnapshotBuilder:
     def _take_out(self, pod: Pod) -> None:
         if pod.finished:
             if pod.gang is not None and pod.phase == "Succeeded":
-                self._successes[pod.gang_part] -= 1
-                if not self._successes[pod.gang_part]:
+                left = self._successes[pod.gang_part] - Counter((pod.gang.subgroup,))
+                if left:
+                    self._successes[pod.gang_part] = left
+                else:
                     del self._successes[pod.gang_part]
         elif pod.node:
             rest = {key: other for key, other in self._by_node[pod.node].items() if key != pod.key}
@@ -371,7 +374,8 @@ class SnapshotBuilder:
     def _put_in(self, pod: Pod) -> None:
         if pod.finished:
             if pod.gang is not None and pod.phase == "Succeeded":
-                self._successes[pod.gang_part] = self._successes.get(pod.gang_part, 0) + 1
+                before = self._successes.get(pod.gang_part, Counter())
+                self._successes[pod.gang_part] = before + Counter((pod.gang.subgroup,))
         elif pod.node:
             self._by_node[pod.node] = {**self._by_node.get(pod.node, {}), pod.key: pod}
         else:

@@ -7,10 +7,10 @@ Both may be labels or annotations of the pod; the label wins. A gang lives in it
 
 from __future__ import annotations
 
-from gpufleet.fleet.pods import GANG_LABEL, GANG_SIZE_LABEL, GangRef
+from gpufleet.fleet.pods import GANG_LABEL, GANG_LABELS_RULE, GANG_SIZE_LABEL, GangRef
 from gpufleet.kube.objects import ObjectMeta
 
-RULE = "gpufleet.dev labels"
+RULE = GANG_LABELS_RULE
 POOL_LABEL = "gpufleet.dev/pool"
 PURPOSE_LABEL = "gpufleet.dev/purpose"
 

@@ -7,6 +7,7 @@ at its top. Who is not said to be in a subgroup counts for the gang alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -74,12 +75,16 @@ class Gang(msgspec.Struct, frozen=True, cache_hash=True):
         parents = {group.parent for group in self.subgroups}
         return tuple(group for group in self.subgroups if group.name not in parents)
 
-    def path(self, name: str) -> tuple[str, ...]:
-        """A subgroup and those above it, from the top down."""
+    @property
+    def paths(self) -> dict[str, tuple[str, ...]]:
+        """Each leaf with its path: the subgroups above it and itself, from the top down."""
         parents = {group.name: group.parent for group in self.subgroups}
-        found: tuple[str, ...] = (name,)
-        while above := parents[found[0]]:
-            found = (above, *found)
+        found: dict[str, tuple[str, ...]] = {}
+        for leaf in self.leaves:
+            path: tuple[str, ...] = (leaf.name,)
+            while above := parents[path[0]]:
+                path = (above, *path)
+            found[leaf.name] = path
         return found
 
     @property
@@ -120,13 +125,13 @@ def missing_by_subgroup(gang: Gang, counts: Mapping[str, int]) -> dict[str, int]
 def incomplete(gang: Gang, counts: Mapping[str, int]) -> tuple[str, ...]:
     """The leaves with fewer pods than they need, or in a subgroup that is not complete, in order."""
     lacks = missing_by_subgroup(gang, counts)
-    return tuple(leaf.name for leaf in gang.leaves if any(lacks[name] for name in gang.path(leaf.name)))
+    return tuple(leaf for leaf, path in gang.paths.items() if any(lacks[name] for name in path))
 
 
 def tree_problem(subgroups: Sequence[SubGroup], minimum_subgroups: int | None = None) -> str:
     """Why subgroups are no tree that can be completed; empty when they are one."""
-    names = [group.name for group in subgroups]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    names = Counter(group.name for group in subgroups)
+    twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         return f"there are two subgroups {twice}"
     parents = {group.name: group.parent for group in subgroups}

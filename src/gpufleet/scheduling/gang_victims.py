@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from gpufleet.fleet.pods import Pod
-from gpufleet.scheduling.gangs import described, subgroup_of
+from gpufleet.scheduling.gangs import described, gang_minimum, subgroup_of
 from gpufleet.scheduling.trial import Trial
 
 
@@ -33,12 +33,11 @@ class GangVictims:
         mates = self._trial.mates(gang)
         if not mates:
             return 0
-        known = described(gang, mates, self._trial.snapshot.gangs)
-        if known is None:
-            return len(mates)
+        gangs = self._trial.snapshot.gangs
+        known = described(gang, mates, gangs)
         there = Counter(map(subgroup_of, mates))
-        margins = (there[leaf.name] - leaf.minimum for leaf in known.leaves)
-        return min(len(mates) - (known.minimum or 0), *(m for m in margins if m >= 0), len(mates))
+        margins = (there[leaf.name] - leaf.minimum for leaf in known.leaves) if known is not None else ()
+        return min([len(mates) - gang_minimum(gang, mates, gangs), *(m for m in margins if m >= 0)])
 
     def completed(self, victims: Iterable[Pod], below: int) -> tuple[Pod, ...]:
         """The victims and the rest of each gang that would fall below its minimum without them, by name.

@@ -199,9 +199,11 @@ def described(key: str, members: Iterable[Pod], gangs: Mapping[str, Gang]) -> Ga
 
 
 def gang_minimum(key: str, members: Sequence[Pod], gangs: Mapping[str, Gang]) -> int:
-    """How many pods a gang needs; 0 where nobody says so."""
+    """How many pods a gang needs: where its pods disagree the most that one says, 0 where nobody says so."""
     known = described(key, members, gangs)
-    return (known.minimum or 0) if known is not None else 0
+    if known is not None and known.minimum is not None:
+        return known.minimum
+    return max((pod.gang.minimum or 0 for pod in members if pod.gang is not None), default=0)
 
 
 def subgroup_of(pod: Pod) -> str:
@@ -223,9 +225,7 @@ def _needed_first(pods: Sequence[Pod], tree: Gang, counted: Mapping[str, int]) -
         wanted[group] = wanted.get(group, 0) - 1
     if tree.optional_subgroups:
         lacks = missing_by_subgroup(tree, counted)
-        turns = {
-            leaf.name: tuple((lacks[name], name) for name in tree.path(leaf.name)) for leaf in tree.leaves
-        }
+        turns = {leaf: tuple((lacks[name], name) for name in path) for leaf, path in tree.paths.items()}
         first.sort(key=lambda pod: turns[subgroup_of(pod)])
     return (*first, *rest)
 

@@ -189,6 +189,8 @@ class ControlPlane:
             "--disable-admission-plugins=ServiceAccount",
             "--watch-cache-sizes=configmaps#0",
             "--endpoint-reconciler-type=none",
+            "--feature-gates=GenericWorkload=true,TopologyAwareWorkloadScheduling=true,CompositePodGroup=true",
+            "--runtime-config=scheduling.k8s.io/v1beta1=true,scheduling.k8s.io/v1alpha3=true",
         )
         deadline = time.monotonic() + _READY_WITHIN
         while not (self._answers("/readyz") and self._answers("/api/v1/namespaces/default")):

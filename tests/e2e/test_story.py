@@ -45,6 +45,7 @@ GPU_NAMES = {
 }  # fmt: skip
 WHY_NAMES = {
     "namespace", "pod", "verdict", "reasons", "holders", "held_for", "changes", "node", "gang", "uid",
+    "gang_rule",
 }  # fmt: skip
 REASON_NAMES = {"code", "message", "subject", "nodes", "evidence"}
 HOLDER_NAMES = {

@@ -26,7 +26,7 @@ from gpufleet.fleet.links import Rows
 from gpufleet.fleet.mig import mig_resource
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind, Plan
-from gpufleet.fleet.pods import GangRef, Pod
+from gpufleet.fleet.pods import GANG_LABELS_RULE, GangRef, Pod
 from gpufleet.fleet.snapshot import Snapshot, snapshot_of
 
 GPU = "nvidia.com/gpu"
@@ -114,7 +114,7 @@ def asking(
     return msgspec.structs.replace(
         found,
         device_claims=claims,
-        gang=GangRef(gang, members, "label") if gang else None,
+        gang=GangRef(gang, members, GANG_LABELS_RULE) if gang else None,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import (
+    GANG_LABELS_RULE,
     GangRef,
     HostPort,
     Pod,
@@ -150,7 +151,7 @@ def pod(
     )
 
 
-def gang(name: str, minimum: int | None, rule: str = "label") -> GangRef:
+def gang(name: str, minimum: int | None, rule: str = GANG_LABELS_RULE) -> GangRef:
     """Membership of a gang of `minimum` pods."""
     return GangRef(name, minimum, rule)
 

@@ -18,7 +18,7 @@ from tests.unit.fleets import HOST, ZONE, near, node, pod, prefer_near, selector
 
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind, Evict, Nominate, Plan, Unschedulable
-from gpufleet.fleet.pods import GangRef, Pod
+from gpufleet.fleet.pods import GANG_LABELS_RULE, GangRef, Pod
 from gpufleet.fleet.snapshot import DisruptionBudget, Snapshot, snapshot_of
 from gpufleet.scheduling.filters import FILTERS
 from gpufleet.scheduling.ledger import Ledger
@@ -119,7 +119,7 @@ def fleets(
                 template,
                 f"p{index}",
                 created=float(draw(st.integers(0, 3))),
-                gang=GangRef(gang, sizes[gang], "label") if gang else None,
+                gang=GangRef(gang, sizes[gang], GANG_LABELS_RULE) if gang else None,
                 node=place,
                 phase="Running" if place else "Pending",
                 priority=ranks.get(gang, priority),

@@ -177,7 +177,7 @@ class Follows(RuleBasedStateMachine):
                 by_node.setdefault(p.node, {})[key] = p
         assert snapshot.pods_by_node == by_node
         succeeded = sum(p.phase == "Succeeded" and p.gang is not None for p in there.values())
-        assert snapshot.gang_successes == ({("default/g", ""): succeeded} if succeeded else {})
+        assert snapshot.gang_successes == ({("default/g", ""): {"": succeeded}} if succeeded else {})
         assert snapshot.nodes.keys() == self.machines.keys()
 
     @invariant()

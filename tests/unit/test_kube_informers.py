@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gpufleet.kube import informers
 from gpufleet.kube.client import Client
 from gpufleet.kube.decoding import Listing
 from gpufleet.kube.errors import ApiError, StatusCause, StatusDetails, Unreachable
@@ -36,6 +37,7 @@ def bookmark(version: int) -> WatchEvent[Pod]:
 
 
 GONE = ApiError(status=410, reason="Expired", message="too old")
+MISSING = ApiError(status=404, reason="NotFound", message="page not found")
 BROKEN = Unreachable(reason="ConnectionLost", message="cut", sent=True)
 
 
@@ -234,10 +236,13 @@ def test_an_object_that_does_not_decode_is_told_until_it_does_or_is_gone() -> No
 
 
 @pytest.mark.parametrize("optional", [True, False])
-def test_only_a_kind_that_a_cluster_need_not_serve_counts_as_empty_until_it_does(optional: bool) -> None:
+def test_only_a_kind_that_a_cluster_need_not_serve_counts_as_empty_until_it_does(
+    optional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(informers, "UNSERVED_SECONDS", 0.01)
+
     async def story() -> None:
-        missing = ApiError(status=404, reason="NotFound", message="page not found")
-        script = Script(("list", missing), ("list", missing))
+        script = Script(("list", MISSING), ("list", MISSING))
         informer = Informer(script, PODS, Pod, optional=optional)
         task = asyncio.create_task(informer.run())
         await asyncio.wait_for(script.finished.wait(), 10)
@@ -247,3 +252,30 @@ def test_only_a_kind_that_a_cluster_need_not_serve_counts_as_empty_until_it_does
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(story())
+
+
+def test_an_optional_kind_that_goes_takes_its_objects_along_and_is_watched_when_it_comes_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(informers, "UNSERVED_SECONDS", 0.01)
+    told: list[str] = []
+
+    async def story() -> None:
+        first, again = ("list", 1, pod("a", 1), {"ns/b": "n"}), ("list", 9, pod("c", 9))
+        script = Script(first, ("watch", MISSING), ("list", MISSING), ("list", MISSING), again)
+        informer = Informer(script, PODS, Pod, optional=True)
+        informer.subscribe(
+            lambda change: told.append(f"{'add' if change.new else 'delete'} {change.key}"),
+            lambda key, node: told.append(f"unread {key} {node}"),
+        )
+        task = asyncio.create_task(informer.run())
+        await asyncio.wait_for(script.finished.wait(), 10)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with caplog.at_level("INFO", logger="gpufleet.kube.informers"):
+        asyncio.run(story())
+    assert told == ["add ns/a", "unread ns/b n", "delete ns/a", "unread ns/b None", "add ns/c"]
+    assert [record.getMessage() for record in caplog.records].count(
+        "not served, looked for again every 0 s"
+    ) == 1

@@ -28,7 +28,11 @@ PAIRS = [
 ]
 
 # One struct of ours serves all conditions; each kind of condition has its own extra time.
-SHARED = {"Condition": {"lastProbeTime", "lastHeartbeatTime", "observedGeneration"}}
+# What only Kubernetes 1.35 has is missing in models of later versions.
+SHARED = {
+    "Condition": {"lastProbeTime", "lastHeartbeatTime", "observedGeneration"},
+    "PodSpec": {"workloadRef"},
+}
 
 
 def bare(found: types.Type) -> types.Type:

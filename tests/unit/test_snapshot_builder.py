@@ -15,6 +15,7 @@ from gpufleet.fleet.devices import DevicePick
 from gpufleet.fleet.pods import Pod
 from gpufleet.kube import objects
 from gpufleet.kube.conventions.picked_devices import DEVICES_ANNOTATION, annotated
+from gpufleet.kube.gang_objects import GangObjects
 from gpufleet.kube.gpunode import GPUAllocation, GPUDevice, GPUNode, GPUNodeStatus, GPUResource
 from gpufleet.kube.informers import Change
 from gpufleet.kube.snapshot import SnapshotBuilder
@@ -69,7 +70,7 @@ def test_members_of_a_gang_that_succeeded_are_counted_while_they_are_there() -> 
     watched = Watched()
     watched.pod(manifest("p0", gang=True, phase="Succeeded"), "p0")
     watched.pod(manifest("p1", gang=True, phase="Failed"), "p1")
-    assert watched.builder.snapshot().gang_successes == {("default/g", ""): 1}
+    assert watched.builder.snapshot().gang_successes == {("default/g", ""): {"": 1}}
     watched.pod(None, "p0")
     assert watched.builder.snapshot().gang_successes == {}
 
@@ -247,5 +248,7 @@ def test_every_other_kind_is_a_table_that_announces_what_changed(data: st.DataOb
 
 
 def test_all_kinds_that_a_snapshot_has_are_watched() -> None:
-    watched = {source.kind.plural for source in SnapshotBuilder().sources}
+    gangs = {source.kind for source in GangObjects(lambda _: None).sources}
+    watched = {source.kind.plural for source in SnapshotBuilder().sources if source.kind not in gangs}
     assert watched == {*OBJECTS, "nodes", "gpunodes", "pods", "namespaces"}
+    assert gangs <= {source.kind for source in SnapshotBuilder().sources}

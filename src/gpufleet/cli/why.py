@@ -241,7 +241,7 @@ def _said(waiting: objects.ContainerStateWaiting) -> str:
 def render(explanation: Explanation) -> str:
     """The explanation for people."""
     words, style = _headline(explanation)
-    gang = f"  (gang {explanation.gang})" if explanation.gang else ""
+    gang = f"  (gang {explanation.gang}, by {explanation.gang_rule})" if explanation.gang else ""
     parts = [f"{explanation.namespace}/{explanation.pod} {styled(words, style)}{gang}\n"]
     if explanation.reasons:
         parts.append(f"\n{styled('Why', 'bold')}\n")

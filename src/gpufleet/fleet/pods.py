@@ -15,12 +15,15 @@ import msgspec
 
 from gpufleet.fleet.devices import DeviceClaim, DevicePick
 from gpufleet.fleet.fractions import WHOLE_MILLI, Fraction
+from gpufleet.fleet.gangs import Gang
 from gpufleet.fleet.selectors import LabelSelector, NodeSelector, NodeSelectorTerm, Toleration
 
 SCHEDULER_NAME = "gpufleet"
 KUBE_SCHEDULER_NAME = "default-scheduler"
 GANG_LABEL = "gpufleet.dev/gang"
 GANG_SIZE_LABEL = "gpufleet.dev/gang-size"
+GANG_LABELS_RULE = "gpufleet.dev labels"
+"""The rule of a gang that these two form."""
 
 _MIG_PROFILE = re.compile(r"^nvidia\.com/mig-(\d+)g\.(\d+)gb")
 _GIGABYTE, _WHOLE_GPU = 100, 100_000
@@ -106,13 +109,19 @@ class PodShape(msgspec.Struct, frozen=True, cache_hash=True):
 class GangRef(msgspec.Struct, frozen=True):
     """The gang that a pod belongs to. `rule` names the convention that formed it, for people.
 
-    `minimum` None means that the pods' own statement could not be understood; `problem` then says why.
+    `minimum` and `stated` are what the pod itself says; an object that describes the gang (`Snapshot.gangs`)
+    counts for more. `minimum` None means that the pod says nothing, or nothing that could be understood:
+    `problem` then says why. `subgroup` is the pod's part of the gang, empty without; `described_by` is the
+    key of the object's gang where it is not the pod's.
     """
 
     name: str
     minimum: int | None
     rule: str
     problem: str = ""
+    subgroup: str = ""
+    described_by: str = ""
+    stated: Gang | None = None
 
 
 class Pod(msgspec.Struct, frozen=True):

@@ -7,12 +7,14 @@ rely on it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import msgspec
 
 from gpufleet.fleet.devices import NodeDevices
 from gpufleet.fleet.fragmentation import TypicalPod
+from gpufleet.fleet.gangs import Gang
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.selectors import LabelSelector
@@ -37,7 +39,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     `pods_by_node` has every pod that is bound or assumed to be bound and has not finished, by node (also
     nodes that do not exist any more); `unbound` has every pod that is neither bound nor finished, whoever
-    schedules it. `gang_successes` counts the pods that have succeeded by gang and owner (`Pod.gang_part`).
+    schedules it. `gang_successes` counts the pods that have succeeded by gang and owner (`Pod.gang_part`),
+    and then by subgroup. `gangs` has what objects say of gangs, by `namespace/name`.
     `devices` says of nodes whose agent reports which devices there are and who holds them. `mix` are the pods
     that usually come, the most frequent first; empty as long as that is not known.
     """
@@ -46,7 +49,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     devices: Mapping[str, NodeDevices] = {}
     pods_by_node: Mapping[str, Mapping[str, Pod]] = {}
     unbound: Mapping[str, Pod] = {}
-    gang_successes: Mapping[tuple[str, str], int] = {}
+    gang_successes: Mapping[tuple[str, str], Mapping[str, int]] = {}
+    gangs: Mapping[str, Gang] = {}
     namespaces: Mapping[str, Mapping[str, str]] = {}
     claims: Mapping[str, Claim] = {}
     volumes: Mapping[str, Volume] = {}
@@ -68,11 +72,11 @@ def snapshot_of(nodes: tuple[Node, ...] = (), pods: tuple[Pod, ...] = (), **rest
     """A snapshot from plain collections; pods are sorted into bound and unbound, finished ones left out."""
     by_node: dict[str, dict[str, Pod]] = {}
     unbound: dict[str, Pod] = {}
-    successes: dict[tuple[str, str], int] = {}
+    successes: dict[tuple[str, str], Counter[str]] = {}
     for pod in pods:
         if pod.finished:
             if pod.gang and pod.phase == "Succeeded":
-                successes[pod.gang_part] = successes.get(pod.gang_part, 0) + 1
+                successes.setdefault(pod.gang_part, Counter())[pod.gang.subgroup] += 1
             continue
         (by_node.setdefault(pod.node, {}) if pod.node else unbound)[pod.key] = pod
     by_name = {node.name: node for node in nodes}

@@ -43,6 +43,8 @@ node is None once the object is gone.
 log = logging.getLogger("gpufleet.kube.informers")
 
 BACKOFF_SECONDS = (0.8, 30.0)
+UNSERVED_SECONDS = 15.0
+"""How long until an optional kind that the cluster does not serve is looked for again."""
 _SHORT_STREAM = 1.0
 
 
@@ -142,7 +144,11 @@ class Informer(Generic[T]):
                 resource_version=version,
             )
         except ApiError as error:
-            if error.not_found and self._optional:
+            if self._is_unserved(error):
+                # Whatever there was has gone with its definition.
+                self._deliver(self._store.replacement([], keep=()))
+                for key in list(self._unread):
+                    self._tell_unread(key, None)
                 self._synced.set()
             raise
         self.relists += 1
@@ -249,7 +255,21 @@ class Informer(Generic[T]):
             self._failing = False
             self._backoff.reset()
 
+    def _is_unserved(self, error: GpufleetError) -> bool:
+        return self._optional and isinstance(error, ApiError) and error.not_found
+
     def _after(self, error: GpufleetError) -> float:
+        if self._is_unserved(error):
+            # It may be installed later; until then that is nothing to be told of again and again.
+            self.resource_version = ""
+            log.log(
+                logging.DEBUG if self._failing else logging.INFO,
+                "not served, looked for again every %d s",
+                UNSERVED_SECONDS,
+                extra={"kind": self.kind.resource},
+            )
+            self._failing = True
+            return UNSERVED_SECONDS
         expired = isinstance(error, ApiError) and _version_is_lost(error)
         if expired:
             self.resource_version = ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from gpufleet.kube import storage_values as storage
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.cuts import merged
 from gpufleet.kube.device_values import node_devices
+from gpufleet.kube.gang_objects import GangObjects
 from gpufleet.kube.gpunode import GPUNode, MigWish
 from gpufleet.kube.informers import Change, Unread
 from gpufleet.kube.kinds import Kind
@@ -75,7 +77,7 @@ class SnapshotBuilder:
         self._by_node: dict[str, Mapping[str, Pod]] = {}
         self._unbound: dict[str, Pod] = {}
         self._unread: dict[str, str] = {}
-        self._successes: dict[tuple[str, str], int] = {}
+        self._successes: dict[tuple[str, str], Counter[str]] = {}
         self._raw_nodes: dict[str, objects.Node] = {}
         self._gpu_nodes: dict[str, GPUNode] = {}
         self._wished: dict[str, int] = {}
@@ -90,6 +92,9 @@ class SnapshotBuilder:
         self._limits: dict[str, AttachLimits] = {}
         self._budgets: dict[str, DisruptionBudget] = {}
         self._mix = MixCounter()
+        self._gang_objects = GangObjects(self._gangs_changed)
+        self._links: dict[str, str] = {}
+        self._linked: dict[str, dict[str, None]] = {}
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -120,6 +125,10 @@ class SnapshotBuilder:
             ),
             self._table(kinds.CSI_NODES, objects.CSINode, self._limits, storage.attach_limits_value),
             self._table(kinds.DISRUPTION_BUDGETS, objects.PodDisruptionBudget, self._budgets, budget_value),
+            *(
+                Source(one.kind, one.type, one.handler, one.unread, one.optional)
+                for one in self._gang_objects.sources
+            ),
         )
 
     def snapshot(self) -> Snapshot:
@@ -130,6 +139,7 @@ class SnapshotBuilder:
             pods_by_node=dict(self._by_node),
             unbound=dict(self._unbound),
             gang_successes=dict(self._successes),
+            gangs=dict(self._gang_objects.gangs),
             namespaces=dict(self._namespaces),
             claims=dict(self._claims),
             volumes=dict(self._volumes),
@@ -170,6 +180,7 @@ class SnapshotBuilder:
                 log.exception("left out a pod that cannot be read", extra={"object": change.key})
                 self.pod_unread(change.key, change.new.spec.node_name)
                 return
+            self._link(change.key, self._gang_objects.link(self._pods[change.key]))
             self._confirm(change.key)
             self._refresh(change.key)
         self._account(change.key, "")
@@ -288,7 +299,26 @@ class SnapshotBuilder:
 
         return Source(kind, type_, handler)
 
+    def _gangs_changed(self, links: Iterable[str]) -> None:
+        """Gangs changed, and with them those of the pods that are linked so."""
+        for link in links:
+            for key in list(self._linked.get(link, ())):
+                self._refresh(key)
+        self._on_change()
+
+    def _link(self, key: str, link: str) -> None:
+        """Note on what the gang of a pod depends beside the pod; an empty text for nothing."""
+        before = self._links.pop(key, "")
+        if before and before != link:
+            del self._linked[before][key]
+            if not self._linked[before]:
+                del self._linked[before]
+        if link:
+            self._links[key] = link
+            self._linked.setdefault(link, {})[key] = None
+
     def _leave_out(self, key: str) -> None:
+        self._link(key, "")
         self._pods.pop(key, None)
         self._assumed.pop(key, None)
         self._refresh(key)
@@ -351,8 +381,11 @@ class SnapshotBuilder:
 
     def _assumed_view(self, key: str) -> Pod | None:
         pod = self._pods.get(key)
+        if pod is None:
+            return None
+        pod = self._gang_objects.resolved(pod)
         assumption = self._assumed.get(key)
-        if pod is None or assumption is None:
+        if assumption is None:
             return pod
         return msgspec.structs.replace(
             pod,
@@ -367,8 +400,10 @@ class SnapshotBuilder:
     def _take_out(self, pod: Pod) -> None:
         if pod.finished:
             if pod.gang is not None and pod.phase == "Succeeded":
-                self._successes[pod.gang_part] -= 1
-                if not self._successes[pod.gang_part]:
+                left = self._successes[pod.gang_part] - Counter((pod.gang.subgroup,))
+                if left:
+                    self._successes[pod.gang_part] = left
+                else:
                     del self._successes[pod.gang_part]
         elif pod.node:
             rest = {key: other for key, other in self._by_node[pod.node].items() if key != pod.key}
@@ -382,7 +417,8 @@ class SnapshotBuilder:
     def _put_in(self, pod: Pod) -> None:
         if pod.finished:
             if pod.gang is not None and pod.phase == "Succeeded":
-                self._successes[pod.gang_part] = self._successes.get(pod.gang_part, 0) + 1
+                before = self._successes.get(pod.gang_part, Counter())
+                self._successes[pod.gang_part] = before + Counter((pod.gang.subgroup,))
         elif pod.node:
             self._by_node[pod.node] = {**self._by_node.get(pod.node, {}), pod.key: pod}
         else:

@@ -16,7 +16,7 @@ from gpufleet.fleet.quantities import resource_amount
 from gpufleet.fleet.snapshot import DisruptionBudget
 from gpufleet.kube import objects
 from gpufleet.kube.conventions.fractions import fraction_of
-from gpufleet.kube.conventions.labels import gang_of
+from gpufleet.kube.conventions.gangs import gang_of
 from gpufleet.kube.conventions.picked_devices import picks_in
 from gpufleet.kube.cuts import cuttable_gpus
 from gpufleet.kube.gpunode import GPUNode
@@ -56,7 +56,7 @@ def pod_value(pod: objects.Pod) -> pods.Pod:
         owner=owner.uid if owner else "",
         owner_kind=owner.kind if owner else "",
         owner_name=owner.name if owner else "",
-        gang=gang_of(meta),
+        gang=gang_of(pod),
         reported=any(c.type == DECISION_CONDITION and c.status == "False" for c in pod.status.conditions),
         device_claims=device_claims(pod),
         picks=picks_in(meta.annotations),

@@ -1,5 +1,5 @@
-"""The objects that every local fleet has before its first workload: custom resources, priority classes and
-the policy that keeps picks of devices the scheduler's.
+"""The objects that every local fleet has before its first workload: custom resources, priority classes, the
+policy that keeps picks of devices the scheduler's, and kinds of other vendors that manifests name.
 
 They are applied at every `up` by server-side apply, so that a newer gpufleet brings its newer resources, and
 they are in the API server before anything that watches them starts.
@@ -14,6 +14,7 @@ from gpufleet.kube.client import Client
 from gpufleet.kube.custom_resources import custom_resources
 from gpufleet.kube.kinds import PRIORITY_CLASSES, VALIDATING_POLICIES, VALIDATING_POLICY_BINDINGS
 from gpufleet.kube.picks_policy import picks_policy, picks_policy_binding
+from gpufleet.local.vendor_kinds import install_vendor_kinds
 
 FIELD_MANAGER = "gpufleet"
 
@@ -59,3 +60,4 @@ async def apply_builtin(client: Client) -> None:
     await client.apply(VALIDATING_POLICIES, picks_policy(), field_manager=FIELD_MANAGER)
     await client.apply(VALIDATING_POLICY_BINDINGS, picks_policy_binding(), field_manager=FIELD_MANAGER)
     await crds.establish(client, custom_resources())
+    await install_vendor_kinds(client)

@@ -71,7 +71,7 @@ def helpful_changes(
     alone, as they run by the time that somebody reads this. Where the cause is the pod's own (a claim that
     does not exist), no change of nodes or room helps.
     """
-    if sum(pod_problem(member, after) is None for member in unit.pods) < unit.needed:
+    if not unit.enough([member for member in unit.pods if pod_problem(member, after) is None]):
         return ()
     ahead = _up_to(snapshot, policy, unit)
     found: list[Change] = []
@@ -318,7 +318,7 @@ class _Asking:
         accounts = {name: self._account(changed, name) for name in changed.nodes}
         fleet = Ledger(changed, accounts, dict(self._after.promised_volumes))
         pods = [changed.unbound[pod.key] for pod in self._unit.pods]
-        return len(place(pods, Trial(fleet))) >= self._unit.needed
+        return self._unit.enough([placement.pod for placement in place(pods, Trial(fleet))])
 
     def _account(self, changed: Snapshot, name: str) -> NodeAccount:
         account = self._accounts.get(name)
@@ -352,7 +352,7 @@ def served(plan: Plan, unit: Unit) -> bool:
         or (isinstance(action, Nominate) and action.node)
         or (isinstance(action, Unschedulable) and action.reasons[0].code == "WaitingForDevices")
     }
-    return sum(pod.key in done for pod in unit.pods) >= unit.needed
+    return unit.enough([pod for pod in unit.pods if pod.key in done])
 
 
 def _largest(most: int, works: Callable[[int], bool]) -> int:

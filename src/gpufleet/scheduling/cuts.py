@@ -17,6 +17,7 @@ from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Cut
 from gpufleet.fleet.pods import Pod, is_gpu_resource
 from gpufleet.fleet.reasons import Reason
+from gpufleet.scheduling.gangs import Unit
 from gpufleet.scheduling.ledger import NodeAccount
 from gpufleet.scheduling.placing import hold
 from gpufleet.scheduling.trial import Trial
@@ -44,13 +45,19 @@ class Cutting:
         self._trial = trial
         self._nodes = [name for name in trial.nodes if trial.ledger.accounts[name].node.gpus]
 
-    def rooms(self, pods: Sequence[Pod], needed: int) -> list[Room] | None:
-        """Room for at least `needed` of the pods, each of them held; None, and nothing is held, without."""
+    def rooms(self, unit: Unit, pods: Sequence[Pod]) -> list[Room] | None:
+        """Room for as many of the pods as the unit needs, each of them held; None, and nothing is held,
+        without.
+        """
         if not self._nodes:
             return None
         mark = self._trial.mark()
         found = [room for pod in pods if (room := self._room(pod)) is not None]
-        if len(found) < needed or not any(room.cuts or self._waits(room) for room in found):
+        kept = unit.accepted([room.pod for room in found])
+        if 0 < len(kept) < len(found):
+            self._trial.rollback(mark)
+            return self.rooms(unit, kept)
+        if not kept or not any(room.cuts or self._waits(room) for room in found):
             self._trial.rollback(mark)
             return None
         return found

@@ -24,7 +24,7 @@ from gpufleet.scheduling.budgets import Budgets
 from gpufleet.scheduling.cuts import Cutting, Room
 from gpufleet.scheduling.device_picks import DevicePicks
 from gpufleet.scheduling.filters import pod_problem
-from gpufleet.scheduling.gangs import Unit, gang_unit, units
+from gpufleet.scheduling.gangs import Unit, gang_unit, subgroup_of, units
 from gpufleet.scheduling.ledger import Ledger
 from gpufleet.scheduling.messages import pod_reason
 from gpufleet.scheduling.nominations import Nominations, Waiting
@@ -128,7 +128,7 @@ class _Cycle:
             else:
                 reasons.append(pod_reason(block, pod.key))
                 self._give_up((pod,), reasons[-1:])
-        if len(fine) >= unit.needed:
+        if unit.enough(fine):
             return fine
         text = f"{len(fine)} of the {unit.needed} pods that gang {unit.gang} still needs can be placed at all"
         evidence: dict[str, int | str] = {"need": unit.needed, "have": len(fine)}
@@ -139,18 +139,22 @@ class _Cycle:
     def _settle(self, unit: Unit, pods: Sequence[Pod]) -> None:
         """Bind the unit, or hold room that is being made for it, or report it."""
         mark = self.trial.mark()
-        placements = self.nominations.place(unit, pods)
-        if len(placements) >= unit.needed:
+        placements = self._place(unit, pods)
+        if unit.enough([placement.pod for placement in placements]):
             self._bind(unit, placements, mark)
             placed = {placement.pod.key for placement in placements}
+            short = unit.short([placement.pod for placement in placements])
             for pod in pods:
-                if pod.key not in placed:
+                if pod.key not in placed and subgroup_of(pod) in short:
+                    text = f"subgroup {subgroup_of(pod)} does not fit whole; gang {unit.gang} runs without it"
+                    self._give_up((pod,), (Reason("GangUnplaceable", text, unit.gang),))
+                elif pod.key not in placed:
                     # The gang runs without it, so it is one pod like any other.
                     self._settle(Unit((pod,)), (pod,))
             return
-        blame = self._partly(unit, pods, placements) if unit.gang and not unit.surplus else ()
+        blame = self._partly(unit, pods, placements) if unit.gang and (unit.tree or not unit.surplus) else ()
         self.trial.rollback(mark)
-        if (rooms := self.cutting.rooms(pods, unit.needed)) is not None:
+        if (rooms := self.cutting.rooms(unit, pods)) is not None:
             self._cut(unit, pods, rooms)
         elif (waiting := self.nominations.wait(unit, pods)) is not None:
             self._make_room(unit, pods, waiting)
@@ -158,6 +162,24 @@ class _Cycle:
             reasons = blame or self.trial.search(pods[0]).reasons()
             reasons += self.nominations.held_elsewhere(unit, pods)
             self._give_up(pods, (*reasons, _no_preemption(pods)))
+
+    def _place(self, unit: Unit, pods: Sequence[Pod]) -> list[Placement]:
+        """Place what fits of a unit. A subgroup that does not fit whole leaves its room to the others, if the
+        gang can do without it.
+        """
+        mark = self.trial.mark()
+        while True:
+            placements = self.nominations.place(unit, pods)
+            placed = [placement.pod for placement in placements]
+            if len(unit.accepted(placed)) == len(placed):
+                return placements
+            short = set(unit.short(placed))
+            culprit = next((name for pod in pods if (name := subgroup_of(pod)) in short), None)
+            rest = [pod for pod in pods if subgroup_of(pod) != culprit]
+            if culprit is None or not unit.enough(rest):
+                return placements
+            self.trial.rollback(mark)
+            pods = rest
 
     def _bind(self, unit: Unit, placements: Sequence[Placement], mark: int) -> None:
         waits = {p.pod.key: volume_waits(p.pod, p.node, self.trial.snapshot, p.volumes) for p in placements}

@@ -33,7 +33,9 @@ _UNDER_WAY = frozenset({"WaitingForVictims", "WaitingForCut", "WaitingForDevices
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """The answer to "why?" for one pod. Pods `held_for` wait, too; others' room is held for them."""
+    """The answer to "why?" for one pod. Pods `held_for` wait, too; others' room is held for them.
+    `gang_rule` says by which convention the pod is of its `gang`.
+    """
 
     namespace: str
     pod: str
@@ -45,6 +47,7 @@ class Explanation(msgspec.Struct, frozen=True):
     node: str = ""
     gang: str = ""
     uid: str = ""
+    gang_rule: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The explanation for scripts: every field present, numbers as numbers."""
@@ -151,9 +154,10 @@ def fits_empty(snapshot: Snapshot, unit: Unit) -> bool:
     empty = msgspec.structs.replace(snapshot, nodes=nodes, pods_by_node={})
     accounts = {name: account_of(node, {}) for name, node in nodes.items()}
     pods = [_in_company(pod, snapshot) for pod in unit.pods]
-    if len(place(pods, Trial(Ledger(empty, accounts)))) >= unit.needed:
+    placed = place(pods, Trial(Ledger(empty, accounts)))
+    if unit.enough([placement.pod for placement in placed]):
         return True
-    return Cutting(Trial(Ledger(empty, accounts))).rooms(pods, unit.needed) is not None
+    return Cutting(Trial(Ledger(empty, accounts))).rooms(unit, pods) is not None
 
 
 def _in_company(pod: Pod, snapshot: Snapshot) -> Pod:
@@ -182,4 +186,5 @@ def _explanation(
         pod.node,
         pod.gang.name if pod.gang else "",
         pod.uid,
+        pod.gang.rule if pod.gang else "",
     )

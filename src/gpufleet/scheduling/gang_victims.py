@@ -3,6 +3,8 @@
 A gang can spare as many pods as run above its minimum. For a set of victims that means:
 
 - who takes more of a gang than it can spare takes all of it, as far as its priority is lower (`completed`)
+- of a gang with subgroups as many can be spared as the smallest margin of a complete subgroup allows: a bound
+  that holds for any choice of members
 - a member that is put back while more of its gang than it can spare remain victims ends all the same
   (`ends_anyway`), so members come back together: all of the gang, else as many as keep it alive, else one by
   one (`groups`)
@@ -16,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from gpufleet.fleet.pods import Pod
+from gpufleet.scheduling.gangs import described, gang_minimum, subgroup_of
 from gpufleet.scheduling.trial import Trial
 
 
@@ -28,8 +31,13 @@ class GangVictims:
     def spare(self, gang: str) -> int:
         """How many pods of a gang may end before it falls below its minimum."""
         mates = self._trial.mates(gang)
-        minimums = (mate.gang.minimum or 0 for mate in mates if mate.gang is not None)
-        return len(mates) - max(minimums, default=0)
+        if not mates:
+            return 0
+        gangs = self._trial.snapshot.gangs
+        known = described(gang, mates, gangs)
+        there = Counter(map(subgroup_of, mates))
+        margins = (there[leaf.name] - leaf.minimum for leaf in known.leaves) if known is not None else ()
+        return min([len(mates) - gang_minimum(gang, mates, gangs), *(m for m in margins if m >= 0)])
 
     def completed(self, victims: Iterable[Pod], below: int) -> tuple[Pod, ...]:
         """The victims and the rest of each gang that would fall below its minimum without them, by name.

@@ -14,7 +14,7 @@ from functools import partial
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.reasons import Reason
 from gpufleet.scheduling.budgets import Budgets
-from gpufleet.scheduling.gangs import Unit
+from gpufleet.scheduling.gangs import Unit, subgroup_of
 from gpufleet.scheduling.placing import Placement, hold, place, place_on
 from gpufleet.scheduling.preemption import Choice, Preemption
 from gpufleet.scheduling.sparing import spared
@@ -51,7 +51,7 @@ class Nominations:
         placements: list[Placement] = []
         if unit.nominated:
             placements = self._where_nominated(pods)
-            if len(placements) < unit.needed:
+            if not unit.enough([placement.pod for placement in placements]):
                 self._trial.rollback(mark)
                 placements = []
         placed = {placement.pod.key for placement in placements}
@@ -81,7 +81,13 @@ class Nominations:
                 self._make_room(pod, choice)
                 chosen.append((pod, choice))
         self._budgets.rollback(spent)
-        if len(waiting) + len(chosen) < unit.needed:
+        served = [pod for pod, _ in (*waiting, *chosen)]
+        kept = unit.accepted(served)
+        if 0 < len(kept) < len(served):
+            # Nobody ends for a part of a subgroup that cannot be whole.
+            self._trial.rollback(start)
+            return self.wait(unit, kept)
+        if not kept:
             self._trial.rollback(start)
             self._hopeless.add(attempt)
             return None
@@ -104,7 +110,7 @@ class Nominations:
         mark = self._trial.mark()
         placements = self.place(unit, pods)
         self._trial.rollback(mark)
-        if len(placements) < unit.needed:
+        if not unit.enough([placement.pod for placement in placements]):
             self._hold_again(pods)
             return
         for placement in placements:
@@ -175,8 +181,11 @@ class Nominations:
 
     def _attempt(self, unit: Unit, pods: Sequence[Pod]) -> Hashable:
         """Units that ask this alike get the same answer, as room only shrinks while a decision goes on."""
-        asked = ((self._trial.question(pod), pod.priority, pod.preempts) for pod in pods)
-        return (unit.needed, unit.nominated, *asked)
+        asked = (
+            (self._trial.question(pod), pod.priority, pod.preempts, subgroup_of(pod) if unit.tree else "")
+            for pod in pods
+        )
+        return (unit.needed, unit.nominated, unit.tree, unit.counted, *asked)
 
     def _hold_for_others(self, unit: Unit) -> bool:
         """Hold what the unit must leave to others; whether there is anything."""

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from gpufleet.fleet.pods import GANG_LABEL, GANG_SIZE_LABEL, SCHEDULER_NAME, Pod
+from gpufleet.fleet.gangs import Gang
+from gpufleet.fleet.pods import GANG_LABEL, GANG_LABELS_RULE, GANG_SIZE_LABEL, SCHEDULER_NAME, Pod
 from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.changes import Change
-from gpufleet.scheduling.gangs import Unit
+from gpufleet.scheduling.gangs import Unit, described, subgroup_of
 
 CURABLE = frozenset({"ClaimNotFound", "GangIncomplete", "GangInvalid"})
 """Codes of reasons for which there may be a remedy here."""
@@ -53,7 +54,7 @@ def remedies(snapshot: Snapshot, pod: Pod, unit: Unit) -> Iterator[Remedy]:
     if unit.problem.code == "GangIncomplete":
         if kept_back:
             yield from _let_in(snapshot, kept_back)
-        else:
+        elif "need" in unit.problem.evidence:
             yield _completed(snapshot, unit)
     yield _resized(snapshot, unit)
 
@@ -93,13 +94,20 @@ def _let_in(snapshot: Snapshot, kept_back: list[Pod]) -> Iterator[Remedy]:
 
 
 def _completed(snapshot: Snapshot, unit: Unit) -> Remedy:
-    model, missing = unit.pods[0], unit.minimum - _there(unit)
+    evidence = unit.problem.evidence if unit.problem is not None else {}
+    missing = int(evidence["need"]) - int(evidence["have"])
+    group = str(evidence.get("subgroup", ""))
+    alike = (pod for pod in unit.pods if not group or subgroup_of(pod) == group)
+    model = next(alike, unit.pods[0])
+    if group and model.gang is not None:
+        model = msgspec.structs.replace(model, gang=msgspec.structs.replace(model.gang, subgroup=group))
     more = [
         msgspec.structs.replace(model, name=f"{model.name} (new {i})", uid=f"{model.uid} (new {i})")
         for i in range(1, missing + 1)
     ]
     what = "1 more pod" if missing == 1 else f"{missing} more pods"
-    change = Change("complete-gang", f"create {what} of gang {unit.gang} like {model.name}")
+    part = f"subgroup {group} of " if group else ""
+    change = Change("complete-gang", f"create {what} of {part}gang {unit.gang} like {model.name}")
     return change, _replaced(snapshot, more)
 
 
@@ -109,11 +117,23 @@ def _single(snapshot: Snapshot, pod: Pod) -> Remedy:
 
 
 def _resized(snapshot: Snapshot, unit: Unit) -> Remedy:
-    """As many as there are, as the size that all of them state."""
+    """As many as there are, as the size that its object states, or all of its pods."""
     size = _there(unit)
+    rule = next((pod.gang.rule for pod in unit.pods if pod.gang is not None), "")
+    known = described(unit.gang, unit.pods, snapshot.gangs)
+    if known is None or known in snapshot.gangs.values():
+        key = known.key if known is not None else unit.gang
+        verb = "create" if known is None else "change"
+        text = f"{verb} the {rule} of gang {unit.gang}, with a minimum of {size}"
+        gangs = {**snapshot.gangs, key: Gang(key, rule, size)}
+        return Change("resize-gang", text), msgspec.structs.replace(snapshot, gangs=gangs)
     text = f"set {GANG_SIZE_LABEL} to {size} on every pod of gang {unit.gang}"
+    if rule != GANG_LABELS_RULE:
+        text = f"state {size} as the size on every pod of gang {unit.gang} ({rule})"
     stated = (
-        msgspec.structs.replace(pod, gang=msgspec.structs.replace(pod.gang, minimum=size, problem=""))
+        msgspec.structs.replace(
+            pod, gang=msgspec.structs.replace(pod.gang, minimum=size, problem="", stated=None)
+        )
         for pod in unit.pods
         if pod.gang is not None
     )
@@ -121,8 +141,9 @@ def _resized(snapshot: Snapshot, unit: Unit) -> Remedy:
 
 
 def _there(unit: Unit) -> int:
-    have = unit.problem.evidence.get("have") if unit.problem is not None else None
-    return have if isinstance(have, int) else len(unit.pods) + unit.running
+    evidence = unit.problem.evidence if unit.problem is not None else {}
+    have = evidence.get("have")
+    return have if isinstance(have, int) and "subgroup" not in evidence else len(unit.pods) + unit.running
 
 
 def _with_mates(snapshot: Snapshot, pod: Pod) -> list[Pod]:

@@ -19,6 +19,7 @@ import msgspec
 
 from gpufleet.fleet.pods import Pod
 from gpufleet.scheduling.budgets import Budgets
+from gpufleet.scheduling.gangs import gang_minimum
 from gpufleet.scheduling.ledger import NodeAccount
 from gpufleet.scheduling.preemption import Choice, Cost
 from gpufleet.scheduling.search import Search
@@ -73,6 +74,7 @@ class _Sparing:
         victims = {victim.key: victim for _, choice in choices for victim in choice.victims}
         self._protected = {v.key for v in budgets.broken_by(sorted(victims.values(), key=_least_dear))}
         gangs = {victim.gang_key for victim in victims.values() if victim.gang is not None}
+        self._gangs = trial.snapshot.gangs
         self._alive = {gang: len(trial.mates(gang)) for gang in gangs}
         self._ended = _by_gang(victims.values())
         nodes = {choice.node for _, choice in choices} | {victim.node for victim in victims.values()}
@@ -117,7 +119,7 @@ class _Sparing:
         groups: list[Sequence[Pod]] = [(victim,) for victim in victims.values() if victim.gang is None]
         for gang, members in _by_gang(victims.values()).items():
             alive = self._alive[gang] + len(self._ended[gang]) - len(members)
-            minimum = max(member.gang.minimum or 0 for member in members if member.gang is not None)
+            minimum = gang_minimum(gang, members, self._gangs)
             if (missing := minimum - alive) <= 1:
                 groups += [(member,) for member in members]
             else:

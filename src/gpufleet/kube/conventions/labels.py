@@ -7,20 +7,13 @@ Both may be labels or annotations of the pod; the label wins. A gang lives in it
 
 from __future__ import annotations
 
-from gpufleet.fleet.pods import GANG_LABEL, GANG_SIZE_LABEL, GangRef
+from gpufleet.fleet.pods import GANG_LABEL, GANG_LABELS_RULE, GANG_SIZE_LABEL, GangRef
+from gpufleet.kube.conventions.stated import shown, size_in
 from gpufleet.kube.objects import ObjectMeta
 
-RULE = "gpufleet.dev labels"
+RULE = GANG_LABELS_RULE
 POOL_LABEL = "gpufleet.dev/pool"
 PURPOSE_LABEL = "gpufleet.dev/purpose"
-
-MAX_DIGITS = 6
-"""No cluster has a million pods; an annotation may hold 256 KiB, and `int` refuses numbers of that length."""
-
-_SIZES = f"a whole number from 1 to {10**MAX_DIGITS - 1}"
-
-SHOWN = 40
-"""How much of a size that is none is repeated in the message."""
 
 
 def gang_of(metadata: ObjectMeta) -> GangRef | None:
@@ -31,14 +24,9 @@ def gang_of(metadata: ObjectMeta) -> GangRef | None:
     name = metadata.labels.get(GANG_LABEL) or metadata.annotations.get(GANG_LABEL)
     size = metadata.labels.get(GANG_SIZE_LABEL) or metadata.annotations.get(GANG_SIZE_LABEL)
     if not name:
-        slip = f"{GANG_SIZE_LABEL} is {_shown(size)} and {GANG_LABEL} names no gang" if size else ""
+        slip = f"{GANG_SIZE_LABEL} is {shown(size)} and {GANG_LABEL} names no gang" if size else ""
         return GangRef("", None, RULE, slip) if slip else None
     if size is None:
         return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} is missing beside {GANG_LABEL}={name}")
-    if not size.isdecimal() or len(size) > MAX_DIGITS or int(size) < 1:
-        return GangRef(name, None, RULE, f"{GANG_SIZE_LABEL} must be {_SIZES}, not {_shown(size)}")
-    return GangRef(name, int(size), RULE)
-
-
-def _shown(size: str) -> str:
-    return repr(size if len(size) <= SHOWN else f"{size[:SHOWN]}...")
+    minimum, problem = size_in(size, GANG_SIZE_LABEL)
+    return GangRef(name, minimum, RULE, problem)

@@ -273,6 +273,14 @@ class PodSchedulingGroup(APIStruct, frozen=True, kw_only=True):
     pod_group_name: str | None = None
 
 
+class PodWorkloadReference(APIStruct, frozen=True, kw_only=True):
+    """The native Workload that the pod belongs to, as Kubernetes 1.35 writes it."""
+
+    name: str = ""
+    pod_group: str = ""
+    pod_group_replica_key: str = ""
+
+
 class PodReadinessGate(APIStruct, frozen=True, kw_only=True):
     """A condition that must be True before the pod counts as ready."""
 
@@ -298,6 +306,7 @@ class PodSpec(APIStruct, frozen=True, kw_only=True):
     volumes: tuple[PodVolume, ...] = ()
     scheduling_gates: tuple[PodSchedulingGate, ...] = ()
     scheduling_group: PodSchedulingGroup | None = None
+    workload_ref: PodWorkloadReference | None = None
     resource_claims: tuple[PodResourceClaim, ...] = ()
     readiness_gates: tuple[PodReadinessGate, ...] = ()
     restart_policy: str = "Always"

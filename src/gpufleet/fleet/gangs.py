@@ -70,6 +70,21 @@ class Gang(msgspec.Struct, frozen=True, cache_hash=True):
     preemption_delay_s: int | None = None
 
     @property
+    def says_where(self) -> bool:
+        """Whether it says anything of how near to each other its pods are to be."""
+        return any(one != Topology() for one in self._topologies)
+
+    @property
+    def must_be_near(self) -> bool:
+        """Whether some of its pods must share a level."""
+        return any(one.required for one in self._topologies)
+
+    @property
+    def _topologies(self) -> tuple[Topology, ...]:
+        segment = (self.segment.topology,) if self.segment else ()
+        return (self.topology, *segment, *(group.topology for group in self.subgroups))
+
+    @property
     def leaves(self) -> tuple[SubGroup, ...]:
         """The subgroups that have pods and no subgroups."""
         parents = {group.parent for group in self.subgroups}

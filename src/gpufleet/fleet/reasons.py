@@ -61,6 +61,7 @@ CODES: dict[str, str] = {
     "GangInvalid": "The pods of the gang disagree about its size, the size is not a positive number, or the "
     "gang has no name.",
     "FractionInvalid": "What the pod states about the fraction of a GPU that it needs cannot be understood.",
+    "TopologyUnsatisfied": "No domain of the level that pods of the gang must share has room for them.",
     "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler, where that runs.",
     "ResourceClaimNotFound": "A ResourceClaim of the pod, or the template of one, does not exist.",
     "Terminating": "The pod is being deleted: it ends, or is not placed any more.",
@@ -75,6 +76,7 @@ CODES: dict[str, str] = {
     # why a placement or an eviction was chosen
     "BestFit": "The node leaves the fewest GPUs stranded (best-fit packing).",
     "SpreadReplicas": "Replicas of one owner are kept on different nodes.",
+    "TopologyMatched": "The node is near to those of the other pods of the gang.",
     "PreferenceMatched": "The node matches preferred affinity or spread of the pod.",
     "OnlyFit": "No other node fits.",
     "RoomMade": "Others were evicted from the node, or ended there, for this pod.",

@@ -30,6 +30,7 @@ from gpufleet.scheduling.messages import pod_reason
 from gpufleet.scheduling.nominations import Nominations, Waiting
 from gpufleet.scheduling.placing import Placement, hold
 from gpufleet.scheduling.preemption import Choice
+from gpufleet.scheduling.topology import unsatisfied, wish_of
 from gpufleet.scheduling.trial import Trial
 from gpufleet.scheduling.volumes import volume_waits
 
@@ -150,11 +151,14 @@ class _Cycle:
                     self._give_up((pod,), (Reason("GangUnplaceable", text, unit.gang),))
                 elif pod.key not in placed:
                     # The gang runs without it, so it is one pod like any other.
-                    self._settle(Unit((pod,)), (pod,))
+                    self._settle(Unit((pod,), near=unit.near), (pod,))
             return
         blame = self._partly(unit, pods, placements) if unit.gang and (unit.tree or not unit.surplus) else ()
         self.trial.rollback(mark)
-        if (rooms := self.cutting.rooms(unit, pods)) is not None:
+        if unit.must_be_near:
+            reason = unsatisfied(wish_of(unit, pods, self.trial), self.trial, pods[0].gang_key)
+            self._give_up(pods, (reason, *blame) if unit.gang else (reason,))
+        elif (rooms := self.cutting.rooms(unit, pods)) is not None:
             self._cut(unit, pods, rooms)
         elif (waiting := self.nominations.wait(unit, pods)) is not None:
             self._make_room(unit, pods, waiting)

@@ -29,7 +29,7 @@ class Unit(msgspec.Struct, frozen=True):
 
     `running` members are bound already; `surplus` says that the gang needs none of `pods`; `problem` says why
     the unit cannot even be tried. `tree` is the gang where it has subgroups, and `counted` says how many of
-    each count already.
+    each count already. `near` is the gang where it says how near to each other its pods are to be.
     """
 
     pods: tuple[Pod, ...]
@@ -41,6 +41,12 @@ class Unit(msgspec.Struct, frozen=True):
     problem: Reason | None = None
     tree: Gang | None = None
     counted: tuple[tuple[str, int], ...] = ()
+    near: Gang | None = None
+
+    @property
+    def must_be_near(self) -> bool:
+        """Whether some of its pods must share a level of the topology."""
+        return self.near is not None and self.near.must_be_near
 
     def accepted(self, pods: Sequence[Pod]) -> Sequence[Pod]:
         """Those of placed pods that stay: not a part of a subgroup that needs more; none if that is less than
@@ -148,8 +154,9 @@ def gang_unit(
         reason = Reason("GangIncomplete", text, key, evidence=evidence)
         return Unit(pods, minimum=gang.minimum, gang=key, running=running, problem=reason)
     surplus = done >= gang.minimum and not still
+    near = gang if gang.says_where else None
     if tree is None:
-        return Unit(pods, max(gang.minimum - done, 1), gang.minimum, running, key, surplus)
+        return Unit(pods, max(gang.minimum - done, 1), gang.minimum, running, key, surplus, near=near)
     if lacking := _lacking(tree, counted + Counter(map(subgroup_of, pods))):
         return Unit(pods, minimum=gang.minimum, gang=key, running=running, problem=lacking)
     needed = gang.minimum - done
@@ -165,6 +172,7 @@ def gang_unit(
         surplus,
         tree=tree,
         counted=tuple(sorted(counted.items())),
+        near=near,
     )
 
 

@@ -18,6 +18,7 @@ from gpufleet.scheduling.gangs import Unit, subgroup_of
 from gpufleet.scheduling.placing import Placement, hold, place, place_on
 from gpufleet.scheduling.preemption import Choice, Preemption
 from gpufleet.scheduling.sparing import spared
+from gpufleet.scheduling.topology import place_wish, wish_of
 from gpufleet.scheduling.trial import Trial
 
 Waiting = list[tuple[Pod, Choice]]
@@ -142,7 +143,7 @@ class Nominations:
 
     def _place_beside(self, unit: Unit, pods: Sequence[Pod]) -> list[Placement]:
         mark = self._trial.mark()
-        placements = place(pods, self._trial)
+        placements = self._place_all(unit, pods)
         respected = self._respected(unit)
         taken = {placement.node for placement in placements}
         if not any(pod.nominated_node in taken for pod in respected):
@@ -152,11 +153,16 @@ class Nominations:
         if attempt in self._outranked:
             return []
         self._hold_for_others(unit)
-        placements = place(pods, self._trial)
+        placements = self._place_all(unit, pods)
         self._trial.rollback(mark)
         if not placements:
             self._outranked.add(attempt)
         return [place_on(p.pod, p.node, p.reason, self._trial) for p in placements]
+
+    def _place_all(self, unit: Unit, pods: Sequence[Pod]) -> list[Placement]:
+        if unit.near is None or not pods:
+            return place(pods, self._trial)
+        return place_wish(wish_of(unit, pods, self._trial), self._trial)
 
     def _hold_again(self, pods: Sequence[Pod]) -> Waiting:
         """Hold the room that is being made for pods, where they fit once those that end there are gone."""

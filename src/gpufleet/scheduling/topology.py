@@ -12,7 +12,7 @@ where all items are alike, the largest bins first are the fewest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -169,14 +169,29 @@ def _fill(wish: Wish, trial: Trial, nodes: Nodes) -> list[Placement]:
     for node in _in_order(wish, trial, nodes, rooms):
         if not left:
             break
-        waiting: list[Pod] = []
-        for pod in left:
-            if trial.search(pod).blocked(node) is None:
-                placements.append(place_on(pod, node, _reason(wish, trial, node), trial))
-            else:
-                waiting.append(pod)
-        left = waiting
+        left = _fill_node(wish, trial, node, left, placements)
     return placements
+
+
+def _fill_node(
+    wish: Wish, trial: Trial, node: str, pods: Sequence[Pod], placements: list[Placement]
+) -> list[Pod]:
+    """Place on one node what fits of the pods; those that are left. Pods that ask alike are refused alike."""
+    refused: set[Hashable] = set()
+    left: list[Pod] = []
+    kinds = len({pod.shape for pod in pods})
+    for index, pod in enumerate(pods):
+        question = trial.question(pod)
+        if question in refused:
+            left.append(pod)
+        elif trial.search(pod).blocked(node) is None:
+            placements.append(place_on(pod, node, _reason(wish, trial, node), trial))
+        else:
+            refused.add(question)
+            left.append(pod)
+            if kinds == 1 and trial.search(pod).checks_locally:
+                return [*left, *pods[index + 1 :]]
+    return left
 
 
 def _in_order(

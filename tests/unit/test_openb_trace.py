@@ -11,7 +11,7 @@ from tests.unit.small_traces import node, pod, write_openb
 
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.simulator.openb import ARRIVED_PERCENT, Trace, arrivals, find_traces, read_trace, variants
-from gpufleet.simulator.traces import capacity_milli, demand_milli
+from gpufleet.simulator.traces import TraceNode, TracePod, capacity_milli, demand_milli
 
 NODES = (node("n0", 2), node("n1", 8, "G2"), node("n2", 4))
 PODS = [
@@ -21,9 +21,11 @@ PODS = [
     pod("p3", milli=250, models="T4|G2"),
 ]
 
+HEAD = b"name,cpu_milli,memory_mib,num_gpu,gpu_milli\n"
 
-def trace_of(*pods: object, nodes: object = NODES) -> Trace:
-    return Trace("mine", nodes, pods)  # type: ignore[arg-type]
+
+def trace_of(*pods: TracePod, nodes: tuple[TraceNode, ...] = NODES) -> Trace:
+    return Trace("mine", nodes, pods)
 
 
 # --------------------------------------------------------------------------------------------------- reading
@@ -35,20 +37,20 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_list_without_models_has_pods_for_any_gpu(tmp_path: Path) -> None:
-    folder = write_openb(tmp_path, NODES, {"default": []}) / "openb"
+    folder = write_openb(tmp_path, NODES, {"default": PODS}) / "openb"
     path = folder / "openb_pod_list_multigpu20.csv.gz"
-    path.write_bytes(gzip.compress(b"name,cpu_milli,memory_mib,num_gpu,gpu_milli\np0,1000,1024,1,500\n"))
+    path.write_bytes(gzip.compress(HEAD + b"p0,1000,1024,1,500\n"))
     assert read_trace(folder, "multigpu20").pods == (pod("p0", milli=500),)
 
 
 def test_published_variants_are_named_first_and_in_their_order(tmp_path: Path) -> None:
-    given: dict[str, list[object]] = {"mine": [], "cpu050": [], "gpushare40": [], "default": []}
-    folder = write_openb(tmp_path, NODES, given) / "openb"  # type: ignore[arg-type]
+    given: dict[str, list[TracePod]] = {"mine": [], "cpu050": [], "gpushare40": [], "default": []}
+    folder = write_openb(tmp_path, NODES, given) / "openb"
     assert variants(folder) == ("default", "gpushare40", "cpu050", "mine")
 
 
 def test_a_variant_that_the_folder_does_not_have_is_an_error_that_names_the_others(tmp_path: Path) -> None:
-    folder = write_openb(tmp_path, NODES, {"default": [], "cpu050": []}) / "openb"
+    folder = write_openb(tmp_path, NODES, {"default": PODS, "cpu050": PODS}) / "openb"
     with pytest.raises(GpufleetError) as caught:
         read_trace(folder, "cpu")
     assert caught.value.reason == "UnknownVariant"
@@ -60,9 +62,11 @@ def test_a_variant_that_the_folder_does_not_have_is_an_error_that_names_the_othe
     [
         b"no gzip at all",
         gzip.compress(b"name,cpu_milli\np0,1000\n"),
-        gzip.compress(b"name,cpu_milli,memory_mib,num_gpu,gpu_milli\np0,1000,1024,one,500\n"),
-        gzip.compress(b"name,cpu_milli,memory_mib,num_gpu,gpu_milli\np0,1000\n"),
+        gzip.compress(HEAD + b"p0,1000,1024,one,500\n"),
+        gzip.compress(HEAD + b"p0,1000\n"),
+        gzip.compress(HEAD + b"p0,1000,1024,0,0\n"),
     ],
+    ids=["not compressed", "columns missing", "no number", "short line", "no GPU"],
 )
 def test_a_file_that_is_no_such_table_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     folder = write_openb(tmp_path, NODES, {}) / "openb"

@@ -80,7 +80,10 @@ def read_trace(folder: Path, variant: str) -> Trace:
         for row in _rows(folder / _NODES, ("sn", "cpu_milli", "memory_mib", "gpu", "model"))
     )
     columns = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli")
-    return Trace(variant, nodes, tuple(_pod(row) for row in _rows(path, columns)))
+    pods = tuple(_pod(row) for row in _rows(path, columns))
+    if not capacity_milli(nodes) or not demand_milli(pods):
+        raise _bad(path, "no node of its list has a GPU, or no pod asks for one")
+    return Trace(variant, nodes, pods)
 
 
 def arrivals(trace: Trace, seed: int) -> Arrivals:
@@ -120,7 +123,7 @@ def _pod(row: Mapping[str, str]) -> TracePod:
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """The lines of a compressed table that has at least these columns, numbers where the trace has them."""
+    """The lines of a compressed table that has at least these columns, with numbers where they belong."""
     try:
         with gzip.open(path, "rt", newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -129,9 +132,9 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
                 if column not in ("sn", "name", "model"):
                     int(row[column])
     except (OSError, EOFError, UnicodeDecodeError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise GpufleetError(
-            reason="BadTrace",
-            message=f"{path} cannot be read as a table with {', '.join(columns)}: {error}",
-            hint="fetch the file again",
-        ) from None
+        raise _bad(path, f"not a compressed table with {', '.join(columns)}: {error}") from None
     return rows
+
+
+def _bad(path: Path, why: str) -> GpufleetError:
+    return GpufleetError(reason="BadTrace", message=f"{path} is no trace: {why}", hint="fetch the file again")

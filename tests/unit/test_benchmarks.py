@@ -11,7 +11,7 @@ from unittest import mock
 
 import psutil
 import pytest
-from benchmarks import decide, keeping, mig_planner, rounds, scheduler
+from benchmarks import decide, keeping, mig_planner, openb, rounds, scheduler
 from benchmarks.fleet import Fleet
 
 
@@ -74,3 +74,19 @@ def test_the_questions_to_the_mig_planner_are_mixed_and_the_same_for_a_seed() ->
     assert 0 < row["feasible"] < 1
     assert row["feasible"] == again["feasible"]
     assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["longest_ms"]
+
+
+def test_a_policy_that_is_further_from_what_was_published_than_its_bar_is_told() -> None:
+    table = {
+        ("default", openb.LABELS[policy], load): [90.0, 92.0]
+        for policy in ("bestfit", "fgd")
+        for load in openb.LOADS
+    }
+    good = openb.Row("default", "bestfit", {100: [91.2], 130: [90.8]}, 0.5)
+    bad = openb.Row("default", "fgd", {100: [91.0], 130: [91.3, 91.3]}, 0.5)
+    text = openb.report([good, bad], table)
+    assert "+0.20 / -0.20" in text
+    assert "+0.00 / +0.30" in text
+    assert [line.split()[0] for line in text.splitlines() if "MISSED" in line] == ["fgd"]
+    kept = openb.as_json(bad, table)["130"]
+    assert (kept["mean"], kept["published"], kept["sd"]) == (91.3, 91.0, 0.0)

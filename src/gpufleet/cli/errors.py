@@ -27,6 +27,7 @@ CODES = {
     "ContainerNotFound": NOT_FOUND,
     "ContextNotFound": NOT_FOUND,
     "NoCluster": NOT_FOUND,
+    "TracesNotFound": NOT_FOUND,
     "KubeconfigMissing": NOT_FOUND,
     "Timeout": TIMEOUT,
     "ServerTimeout": TIMEOUT,
@@ -35,6 +36,7 @@ CODES = {
     "BadFleetName": USAGE,
     "FleetNotNamed": USAGE,
     "UnknownComponent": USAGE,
+    "UnknownVariant": USAGE,
     "Usage": USAGE,
 }
 """Exit code by reason; every other reason is 1."""

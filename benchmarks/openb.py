@@ -1,4 +1,5 @@
-"""Parity with the published results on openb: 17 variants, 6 policies, 10 seeds, means at loads 100 and 130.
+"""Parity with the published results on openb: 17 variants, 6 policies, 10 seeds, means at loads 100 and 130;
+and with `--policies gpufleet` the scheduler itself beside the best of them.
 
 Our random numbers are not those of the published runs, so means over seeds are compared and not single runs.
 The published values are read from the folder fgd_results beside the trace.
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 from benchmarks.keeping import RESULTS, keep
 
 from gpufleet.simulator.openb import find_traces, read_trace
-from gpufleet.simulator.published import POLICIES, SEEDS, VARIANTS
+from gpufleet.simulator.published import LIVE, POLICIES, SEEDS, VARIANTS
 from gpufleet.simulator.runs import run
 
 LOADS = (100, 130)
@@ -36,8 +37,12 @@ LABELS = {
     "packing": "04-GpuPacking",
     "bestfit": "05-BestFit",
     "fgd": "06-FGD",
+    LIVE: "06-FGD",
 }
-"""How the published table names the policies."""
+"""How the published table names the policies; the scheduler is compared with the best of them."""
+
+BELOW = 0.1
+"""Points that the scheduler may be below the best published policy at arrived load 100."""
 
 
 class Row(NamedTuple):
@@ -80,7 +85,14 @@ def deviation(row: Row, table: Published, load: int) -> float:
 
 def bar_of(policy: str) -> float:
     """The largest deviation that is allowed."""
-    return BARS.get(policy, OTHER_BAR)
+    return BELOW if policy == LIVE else BARS.get(policy, OTHER_BAR)
+
+
+def passes(row: Row, table: Published) -> bool:
+    """Whether a row is within its bar: as published, or for the scheduler not below FGD."""
+    if row.policy == LIVE:
+        return deviation(row, table, LOADS[0]) >= -BELOW
+    return worst(row, table) <= bar_of(row.policy)
 
 
 def worst(row: Row, table: Published) -> float:
@@ -91,7 +103,7 @@ def worst(row: Row, table: Published) -> float:
 def report(rows: Iterable[Row], table: Published) -> str:
     """Deviations of every variant and policy, and for each policy their mean and the worst beside the bar."""
     rows = list(rows)
-    policies = [policy for policy in POLICIES if any(row.policy == policy for row in rows)]
+    policies = [policy for policy in (*POLICIES, LIVE) if any(row.policy == policy for row in rows)]
     lines = ["our mean minus the published one, points at arrived load 100 / 130"]
     lines.append(f"{'':<12}" + "".join(f"{policy:>16}" for policy in policies))
     for variant in dict.fromkeys(row.variant for row in rows):
@@ -105,7 +117,7 @@ def report(rows: Iterable[Row], table: Published) -> str:
     for policy in policies:
         mine = [row for row in rows if row.policy == policy]
         found = [worst(row, table) for row in mine]
-        verdict = "" if max(found) <= bar_of(policy) else "   MISSED"
+        verdict = "" if all(passes(row, table) for row in mine) else "   MISSED"
         seconds = mean(row.seconds for row in mine)
         lines.append(
             f"{policy:<12}{mean(found):>8.2f}{max(found):>8.2f}{bar_of(policy):>8.2f}{seconds:>8.2f}{verdict}"
@@ -131,7 +143,7 @@ def main() -> None:
     """Run the benchmark, print the deviations, keep them if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, metavar="NAME")
-    parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES, metavar="NAME")
+    parser.add_argument("--policies", nargs="+", default=POLICIES, choices=(*POLICIES, LIVE), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="N")
     parser.add_argument("--traces", type=Path, help="folder of the traces, as for gpufleet simulate openb")
     parser.add_argument("--processes", type=int, default=2)

@@ -14,7 +14,7 @@ from tests.unit.small_traces import node, pod, write_openb
 
 from gpufleet.cli.app import invoke
 from gpufleet.simulator.pictures import begins_at
-from gpufleet.simulator.published import POLICIES
+from gpufleet.simulator.published import LIVE, POLICIES
 from gpufleet.simulator.replay import Outcome
 from gpufleet.simulator.runs import Run, mean_percent
 
@@ -45,7 +45,7 @@ def answer(simulate: Simulate, *arguments: str) -> Any:
 
 def test_one_run_is_an_object_with_the_fields_that_scripts_read(simulate: Simulate) -> None:
     found = answer(simulate)
-    assert (found["variant"], found["policy"], found["seed"]) == ("default", "fgd", 42)
+    assert (found["variant"], found["policy"], found["seed"]) == ("default", LIVE, 42)
     assert found["migrations"] == 0
     percent = found["allocation_percent"]
     assert percent["60"] == pytest.approx(60, abs=1)
@@ -69,7 +69,7 @@ def test_several_variants_policies_and_seeds_are_a_list_of_every_combination(sim
     arguments = ["--variant", "default", "--variant", "cpu050", "--policy", "all", "--seed", "42-43"]
     found = answer(simulate, *arguments, "--seed", "43")
     keys = [(one["variant"], one["policy"], one["seed"]) for one in found]
-    assert keys == [(v, p, s) for v in ("default", "cpu050") for p in POLICIES for s in (42, 43)]
+    assert keys == [(v, p, s) for v in ("default", "cpu050") for p in (*POLICIES, LIVE) for s in (42, 43)]
 
 
 def test_people_get_a_table_with_the_mean_of_several_seeds(simulate: Simulate) -> None:

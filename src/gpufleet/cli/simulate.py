@@ -11,7 +11,7 @@ import click
 
 from gpufleet.cli.options import everywhere, output_option
 from gpufleet.cli.output import Cell, Column, print_data, table
-from gpufleet.simulator.published import POLICIES, SEEDS, VARIANTS
+from gpufleet.simulator.published import LIVE, POLICIES, SEEDS, VARIANTS
 
 if TYPE_CHECKING:
     from gpufleet.simulator.runs import Run
@@ -57,10 +57,10 @@ def command() -> None:
     "--policy",
     "policies",
     multiple=True,
-    type=click.Choice([*POLICIES, ALL]),
-    default=("fgd",),
+    type=click.Choice([LIVE, *POLICIES, ALL]),
+    default=(LIVE,),
     show_default=True,
-    help="Who places the pods.",
+    help=f"Who places the pods: {LIVE} is the scheduler as it runs in a fleet, the others are published.",
 )
 @click.option(
     "--seed",
@@ -100,14 +100,16 @@ def openb_command(
     every combination is run, and the output is a list.
 
     \b
-    gpufleet simulate openb --policy all --seed 42-51 --picture openb.svg
+    gpufleet simulate openb --policy fgd --policy gpufleet --picture openb.svg
     gpufleet simulate openb --variant gpuspec33 --policy bestfit --policy fgd -o json
     """
     from gpufleet.simulator.pictures import check_picture, draw
 
     if picture is not None:
         check_picture(picture)
-    runs = list(_runs(traces, _named(chosen, VARIANTS), _named(policies, POLICIES), _distinct(seeds)))
+    runs = list(
+        _runs(traces, _named(chosen, VARIANTS), _named(policies, (LIVE, *POLICIES)), _distinct(seeds))
+    )
     if picture is not None:
         draw(runs, picture)
     if output:

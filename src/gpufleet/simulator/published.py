@@ -14,5 +14,8 @@ VARIANTS = (
 POLICIES = ("random", "dotprod", "clustering", "packing", "bestfit", "fgd")
 """The policies with published results."""
 
+LIVE = "gpufleet"
+"""The scheduler of a real fleet, beside those policies."""
+
 SEEDS = tuple(range(42, 52))
 """The seeds of the published results."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from gpufleet.simulator.live import LivePlacer, usual_mix
 from gpufleet.simulator.openb import Trace, arrivals
 from gpufleet.simulator.placing import PolicyPlacer
 from gpufleet.simulator.policies import make_policy
-from gpufleet.simulator.replay import Outcome, replay
+from gpufleet.simulator.published import LIVE
+from gpufleet.simulator.replay import Outcome, Placer, replay
 
 
 class Run(NamedTuple):
@@ -35,11 +37,15 @@ class Run(NamedTuple):
 
 
 def run(trace: Trace, policy: str, seed: int, tell: Callable[[float], None] = lambda share: None) -> Run:
-    """Replay a variant with a published policy. `tell` hears now and then which share is done, from 0 to 1.
-    Raises GpufleetError for a policy that does not exist.
+    """Replay a variant with a published policy, or with the scheduler itself. `tell` hears now and then which
+    share is done, from 0 to 1. Raises GpufleetError for a policy that does not exist.
     """
     nodes, pods = arrivals(trace, seed)
-    placer = PolicyPlacer(nodes, make_policy(policy, nodes, trace.pods, seed))
+    placer: Placer
+    if policy == LIVE:
+        placer = LivePlacer(nodes, pods, usual_mix(trace.pods))
+    else:
+        placer = PolicyPlacer(nodes, make_policy(policy, nodes, trace.pods, seed))
     outcome = replay(nodes, pods, placer, lambda arrived: tell(arrived / max(1, len(pods))))
     return Run(trace.variant, policy, seed, outcome)
 

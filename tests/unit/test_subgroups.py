@@ -69,7 +69,7 @@ def test_pods_of_a_gang_whose_object_is_absent_wait_and_say_for_what() -> None:
     assert reports(found)["workers-0"] == ("GangIncomplete",)
     told = why(fleet(4, members(workers=2), None), "workers-0")
     assert told.reasons[0].message == (
-        "the KAI PodGroup that says how many pods gang default/train needs does not exist"
+        "the KAI PodGroup that says how many pods gang default/train needs cannot be found"
     )
     assert [change.message for change in told.changes] == [
         "create the KAI PodGroup of gang default/train, with a minimum of 2"
@@ -144,6 +144,15 @@ def test_a_subgroup_is_not_robbed_below_its_minimum() -> None:
     assert len(evictions(found)) == 4
     spare = plan(5, [*running, member("workers-3", "workers", node="n4"), urgent], described(2))
     assert len(evictions(spare)) in (1, 5)
+
+
+def test_a_pod_of_no_subgroup_counts_for_the_gang_alone() -> None:
+    running = [member("leader-0", "leader", node="n0")]
+    running += [member(f"workers-{i}", "workers", node=f"n{i + 1}") for i in range(3)]
+    assert bound(plan(5, [*running, *members(other=1)], described())) == {"other": 1}
+    assert bound(plan(5, [*running, member("none-0", "")], described())) == {"none": 1}
+    assert bound(plan(4, [*members(leader=1, workers=3), member("none-0", "")], described(5))) == {}
+    assert len(binds(plan(5, [*members(leader=1, workers=3), member("none-0", "")], described(5)))) == 5
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def gang_unit(
     running = len(mates)
     if gang is None:
         rule = next(pod.gang.rule for pod in pods if pod.gang is not None)
-        text = f"the {rule} that says how many pods gang {key} needs does not exist"
+        text = f"the {rule} that says how many pods gang {key} needs cannot be found"
         return Unit(pods, gang=key, running=running, problem=Reason("GangIncomplete", text, key))
     if gang.minimum is None:
         return Unit(pods, gang=key, running=running, problem=Reason("GangInvalid", gang.problem, key))
@@ -155,7 +155,8 @@ def gang_unit(
     needed = gang.minimum - done
     if surplus:
         here = set(map(subgroup_of, pods))
-        needed = min(leaf.minimum - counted[leaf.name] for leaf in tree.leaves if leaf.name in here)
+        lacks = (leaf.minimum - counted[leaf.name] for leaf in tree.leaves if leaf.name in here)
+        needed = min(lacks, default=1)
     return Unit(
         _needed_first(pods, tree, counted),
         max(needed, still, 1),

@@ -18,10 +18,12 @@ from gpufleet.kube import kinds, objects
 from gpufleet.kube.conventions import (
     coscheduling,
     kai,
+    kubeflow,
     kueue,
     labels,
     native,
     owners,
+    ray,
     slurm,
     volcano,
     yunikorn,
@@ -41,7 +43,10 @@ EXPLICIT: tuple[Reader, ...] = (
     kueue.pod_gang,                            # kueue.x-k8s.io/pod-group-name
     yunikorn.pod_gang,                         # yunikorn.apache.org/task-group-name
 )  # fmt: skip
-"""What a pod itself may say, in the order in which it counts. `owners.pod_gang` comes after all of it."""
+"""What a pod itself may say, in the order in which it counts."""
+
+INFERRED: tuple[Reader, ...] = (owners.pod_gang, kubeflow.pod_gang, ray.pod_gang)
+"""What follows from the kind of its owner, by labels; it comes after all that is explicit."""
 
 DETAILS = (kai.with_labels, volcano.with_labels, kueue.with_labels, yunikorn.with_labels, slurm.with_labels)
 """What labels and annotations say of a gang in passing."""
@@ -64,8 +69,8 @@ def _owner(gangs: Callable[[Any], tuple[Gang, ...]]) -> Callable[[Any], tuple[Ga
 
 
 def _kubeflow(kind: Kind) -> GangKind:
-    gangs = _owner(partial(owners.kubeflow_gangs, kind=kind.kind))
-    return GangKind(kind, owners.KubeflowJob, gangs, f"{kind.kind.lower()}/")
+    gangs = _owner(partial(kubeflow.job_gangs, kind=kind.kind))
+    return GangKind(kind, kubeflow.KubeflowJob, gangs, f"{kind.kind.lower()}/")
 
 
 POD_GROUP_KINDS = (
@@ -87,11 +92,11 @@ OWNER_KINDS = (
         _owner(owners.leader_worker_set_gangs),
         "leaderworkerset/",
     ),
-    _kubeflow(owners.PYTORCH_JOBS),
-    _kubeflow(owners.TF_JOBS),
-    _kubeflow(owners.MPI_JOBS),
-    _kubeflow(owners.MPI_JOBS_V1),
-    GangKind(owners.RAY_CLUSTERS, owners.RayCluster, _owner(owners.ray_cluster_gangs), "raycluster/"),
+    _kubeflow(kubeflow.PYTORCH_JOBS),
+    _kubeflow(kubeflow.TF_JOBS),
+    _kubeflow(kubeflow.MPI_JOBS),
+    _kubeflow(kubeflow.MPI_JOBS_V1),
+    GangKind(ray.RAY_CLUSTERS, ray.RayCluster, _owner(ray.cluster_gangs), "raycluster/"),
 )
 """Owners whose pods are a gang by their kind; their pods name them in labels."""
 
@@ -110,7 +115,7 @@ def gang_of(pod: objects.Pod) -> GangRef | None:
             return found
     if kai.groups_itself(pod.metadata):
         return None
-    found = owners.pod_gang(pod)
+    found = next((found for reader in INFERRED if (found := reader(pod)) is not None), None)
     if found is None or found.stated is None:
         return found
     return ref_of(found.name, with_details(found.stated, pod.metadata), found.subgroup, found.described_by)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from gpufleet.fleet.gangs import Gang
-from gpufleet.fleet.pods import GangRef
+from gpufleet.fleet.pods import GANG_LABEL, GANG_SIZE_LABEL, GangRef
 from gpufleet.kube import kinds, objects
 from gpufleet.kube.conventions import (
     coscheduling,
@@ -47,6 +47,15 @@ EXPLICIT: tuple[Reader, ...] = (
 
 INFERRED: tuple[Reader, ...] = (owners.pod_gang, kubeflow.pod_gang, ray.pod_gang)
 """What follows from the kind of its owner, by labels; it comes after all that is explicit."""
+
+KEYS = frozenset({
+    GANG_LABEL, GANG_SIZE_LABEL, kai.GROUP_ANNOTATION, *volcano.GROUP_ANNOTATIONS, volcano.JOB_KEY,
+    volcano.MIN_MEMBER_ANNOTATION, *coscheduling.LABELS, kueue.GROUP_LABEL, yunikorn.GROUP_NAME,
+    yunikorn.GROUPS, owners.LEADER_WORKER_SET_KEY, owners.JOBSET_KEY, kubeflow.JOB_KEY, ray.CLUSTER_KEY,
+})  # fmt: skip
+"""A pod whose metadata has none of these labels and annotations, and whose spec names no group, is of no gang
+by itself. Most pods are, and this is asked of every one.
+"""
 
 DETAILS = (kai.with_labels, volcano.with_labels, kueue.with_labels, yunikorn.with_labels, slurm.with_labels)
 """What labels and annotations say of a gang in passing."""
@@ -109,6 +118,14 @@ JOBS = kinds.JOBS
 
 def gang_of(pod: objects.Pod) -> GangRef | None:
     """The gang that the pod names, or that its labels make it a member of; None when nothing does."""
+    meta, spec = pod.metadata, pod.spec
+    if (
+        spec.scheduling_group is None
+        and spec.workload_ref is None
+        and KEYS.isdisjoint(meta.labels)
+        and KEYS.isdisjoint(meta.annotations)
+    ):
+        return None
     for reader in EXPLICIT:
         found = reader(pod)
         if found is not None:

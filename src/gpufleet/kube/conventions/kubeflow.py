@@ -23,6 +23,7 @@ MPI_JOBS_V1 = Kind("kubeflow.org", "v1", "mpijobs", "MPIJob")
 MPI_JOBS = Kind("kubeflow.org", "v2beta1", "mpijobs", "MPIJob")
 
 _TRAINING = "training.kubeflow.org/"
+JOB_KEY = _TRAINING + "job-name"
 _OPERATORS = {
     "pytorchjob-controller": "PyTorchJob",
     "tfjob-controller": "TFJob",
@@ -94,7 +95,7 @@ class KubeflowJob(APIStruct, frozen=True, kw_only=True):
 def pod_gang(pod: objects.Pod) -> GangRef | None:
     """The gang that the labels of an operator make the pod a member of."""
     meta = pod.metadata
-    name = meta.labels.get(_TRAINING + "job-name")
+    name = meta.labels.get(JOB_KEY)
     owner = meta.controller
     kind = _OPERATORS.get(meta.labels.get(_TRAINING + "operator-name", ""))
     if owner is not None and owner.kind in _OPERATORS.values():

@@ -30,6 +30,8 @@ LEADER_WORKER_SETS = Kind("leaderworkerset.x-k8s.io", "v1", "leaderworkersets", 
 
 _LWS = "leaderworkerset.sigs.k8s.io/"
 _JOBSET = "jobset.sigs.k8s.io/"
+LEADER_WORKER_SET_KEY = _LWS + "name"
+JOBSET_KEY = _JOBSET + "jobset-name"
 
 
 class TemplateSpec(APIStruct, frozen=True, kw_only=True):
@@ -132,7 +134,7 @@ def pod_gang(pod: objects.Pod) -> GangRef | None:
 
 
 def _of_leader_worker_set(meta: ObjectMeta) -> GangRef | None:
-    name, index = meta.labels.get(_LWS + "name"), meta.labels.get(_LWS + "group-index")
+    name, index = meta.labels.get(LEADER_WORKER_SET_KEY), meta.labels.get(_LWS + "group-index")
     size = meta.annotations.get(_LWS + "size")
     if name is None or index is None or size is None:
         return None
@@ -153,7 +155,7 @@ def _of_leader_worker_set(meta: ObjectMeta) -> GangRef | None:
 
 
 def _of_job_set(meta: ObjectMeta) -> GangRef | None:
-    name = said(meta, _JOBSET + "jobset-name")
+    name = said(meta, JOBSET_KEY)
     if name is None:
         return None
     part = f"{said(meta, _JOBSET + 'replicatedjob-name') or ''}-{said(meta, _JOBSET + 'job-index') or '0'}"

@@ -15,6 +15,7 @@ from gpufleet.kube.kinds import Kind
 from gpufleet.kube.objects.meta import APIStruct, ObjectMeta
 
 RAY_CLUSTERS = Kind("ray.io", "v1", "rayclusters", "RayCluster")
+CLUSTER_KEY = "ray.io/cluster"
 
 
 class WorkerGroup(APIStruct, frozen=True, kw_only=True):
@@ -53,7 +54,7 @@ class RayCluster(APIStruct, frozen=True, kw_only=True):
 def pod_gang(pod: objects.Pod) -> GangRef | None:
     """The gang that the labels of KubeRay make the pod a member of."""
     meta = pod.metadata
-    name = meta.labels.get("ray.io/cluster")
+    name = meta.labels.get(CLUSTER_KEY)
     if name is None or "ray.io/node-type" not in meta.labels:
         return None
     return GangRef(f"raycluster/{name}", None, "RayCluster", subgroup=meta.labels.get("ray.io/group", ""))

@@ -11,10 +11,10 @@ import pytest
 from tests.contract.servers import ControlPlane
 
 from gpufleet.kube import crds, informers
-from gpufleet.kube.client import Client
+from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.conventions import coscheduling, kai, native
 from gpufleet.kube.informers import Informer
-from gpufleet.kube.kinds import CRDS, PODS, Kind
+from gpufleet.kube.kinds import CRDS, GPU_NODES, PODS, Kind
 from gpufleet.kube.snapshot import SnapshotBuilder, load_snapshot
 from gpufleet.local.vendor_kinds import MARK, VENDOR_KINDS, definition, install_vendor_kinds
 from gpufleet.scheduling.gangs import units
@@ -148,3 +148,24 @@ async def test_kinds_of_vendors_are_installed_and_those_that_are_there_stay(
         made = await client.create(queue, {"metadata": {"name": "cq"}, "spec": {"anything": {"at": ["all"]}}})
         assert made["spec"] == {"anything": {"at": ["all"]}}
         await client.delete(queue, "cq")
+
+
+class Narrow(Client):
+    """A client of a user who may read what Kubernetes itself needs, and no other kinds."""
+
+    async def list(self, kind: Kind, namespace: str | None = None, **options: Any) -> Any:
+        if kind.group not in ("", "storage.k8s.io", "policy") and kind != GPU_NODES:
+            raise ApiError(status=403, reason="Forbidden", message=f"{kind.resource} is forbidden")
+        return await super().list(kind, namespace, **options)
+
+
+async def test_who_may_not_read_foreign_kinds_has_a_snapshot_without_them(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    async with Narrow(control_plane.config) as client:
+        label = {coscheduling.LABELS[0]: "group"}
+        pod = plain_pod("w0")
+        await client.create(PODS, {**pod, "metadata": {"name": "w0", "labels": label}}, namespace)
+        snapshot, _ = await load_snapshot(client)
+        assert snapshot.unbound[f"{namespace}/w0"].gang_key == f"{namespace}/group"
+        assert not snapshot.gangs

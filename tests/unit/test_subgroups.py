@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.explanations import why
 from tests.unit.fleets import node, pod
-from tests.unit.random_fleets import binds, evictions, reports
+from tests.unit.random_fleets import binds, evictions, nominations, reports
 
 from gpufleet.fleet.gangs import Gang, SubGroup, incomplete, missing, tree_problem
 from gpufleet.fleet.plans import Plan
@@ -69,7 +69,7 @@ def test_pods_of_a_gang_whose_object_is_absent_wait_and_say_for_what() -> None:
     assert reports(found)["workers-0"] == ("GangIncomplete",)
     told = why(fleet(4, members(workers=2), None), "workers-0")
     assert told.reasons[0].message == (
-        "the KAI PodGroup that says how many pods gang default/train needs does not exist"
+        "the KAI PodGroup that says how many pods gang default/train needs cannot be found"
     )
     assert [change.message for change in told.changes] == [
         "create the KAI PodGroup of gang default/train, with a minimum of 2"
@@ -135,6 +135,28 @@ def test_members_that_succeeded_complete_their_subgroup() -> None:
     assert bound(plan(3, [done, *members(workers=3)], described())) == {"workers": 3}
 
 
+def test_nobody_ends_for_a_part_of_a_subgroup_that_cannot_be_whole() -> None:
+    gang = described(2, (SubGroup("a", minimum=2), SubGroup("b", minimum=4)), groups=1)
+    cheap = [pod(f"cheap-{i}", gpus=8, node=f"n{i}") for i in range(3)]
+    fixed = [pod(f"fixed-{i}", gpus=8, node=f"n{i + 3}", priority=99) for i in range(2)]
+    raised = [msgspec.structs.replace(p, priority=9) for p in members(a=2, b=4)]
+    found = plan(5, [*cheap, *fixed, *raised], gang)
+    assert len(evictions(found)) == 2
+    assert set(nominations(found)) == {"a-0", "a-1"}
+    assert not evictions(plan(5, [*cheap, *fixed, *(p for p in raised if p.name[0] == "b")], gang))
+
+
+def test_a_subgroup_that_comes_later_and_does_not_fit_is_told_how_much_it_lacks() -> None:
+    gang = described(2, (SubGroup("a", minimum=2), SubGroup("b", minimum=2)), groups=1)
+    running = [member(f"a-{i}", "a", node=f"n{i}") for i in range(2)]
+    told = why(fleet(3, [*running, *members(b=2)], gang), "b-0")
+    assert told.verdict == "not-now"
+    assert told.reasons[0].message.startswith(
+        "1 of the 2 pods that gang default/train still needs fit at once"
+    )
+    assert any(change.kind == "add-nodes" for change in told.changes), told.changes
+
+
 def test_a_subgroup_is_not_robbed_below_its_minimum() -> None:
     """Five run and two are needed, but the leader is one of one: who takes it ends the gang."""
     running = [member("leader-0", "leader", gpus=8, node="n0")]
@@ -144,6 +166,15 @@ def test_a_subgroup_is_not_robbed_below_its_minimum() -> None:
     assert len(evictions(found)) == 4
     spare = plan(5, [*running, member("workers-3", "workers", node="n4"), urgent], described(2))
     assert len(evictions(spare)) in (1, 5)
+
+
+def test_a_pod_of_no_subgroup_counts_for_the_gang_alone() -> None:
+    running = [member("leader-0", "leader", node="n0")]
+    running += [member(f"workers-{i}", "workers", node=f"n{i + 1}") for i in range(3)]
+    assert bound(plan(5, [*running, *members(other=1)], described())) == {"other": 1}
+    assert bound(plan(5, [*running, member("none-0", "")], described())) == {"none": 1}
+    assert bound(plan(4, [*members(leader=1, workers=3), member("none-0", "")], described(5))) == {}
+    assert len(binds(plan(5, [*members(leader=1, workers=3), member("none-0", "")], described(5)))) == 5
 
 
 @pytest.mark.parametrize(
@@ -204,3 +235,27 @@ def test_no_plan_leaves_a_subgroup_in_part(
     needed = len(groups) if wanted is None else wanted
     if len(best) >= needed and sum(best[:needed]) <= machines:
         assert placed, "there is room for the smallest groups that suffice"
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Gang:
+    """A gang of up to three groups, each with up to three leaves; of each as many suffice as are drawn."""
+    groups: list[SubGroup] = []
+    count = draw(st.integers(1, 3))
+    for index in range(count):
+        leaves = draw(st.integers(1, 3))
+        groups.append(SubGroup(f"g{index}", minimum=draw(st.integers(1, leaves))))
+        groups += [SubGroup(f"g{index}l{i}", f"g{index}", draw(st.integers(1, 3))) for i in range(leaves)]
+    return described(1, tuple(groups), groups=draw(st.integers(1, count)))
+
+
+@given(trees(), st.integers(0, 12), st.data())
+def test_a_tree_is_placed_exactly_if_there_is_room_for_its_cheapest_part(
+    gang: Gang, machines: int, data: st.DataObject
+) -> None:
+    counts = {leaf.name: data.draw(st.integers(leaf.minimum, 4)) for leaf in gang.leaves}
+    placed = bound(plan(machines, members(**counts), gang))
+    assert bool(placed) == (missing(gang, {}) <= machines)
+    if placed:
+        assert not missing(gang, placed)
+        assert not {leaf for leaf in incomplete(gang, placed) if placed[leaf]}

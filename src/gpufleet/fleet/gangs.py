@@ -8,7 +8,7 @@ at its top. Who is not said to be in a subgroup counts for the gang alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -135,6 +135,21 @@ def missing_by_subgroup(gang: Gang, counts: Mapping[str, int]) -> dict[str, int]
     for group in below.get("", ()):
         of(group)
     return lacks
+
+
+def cheapest_leaves(gang: Gang, counts: Mapping[str, int]) -> frozenset[str]:
+    """Leaves that complete the gang with the fewest pods, where `counts` of each leaf are there."""
+    lacks = missing_by_subgroup(gang, counts)
+    below = _children(gang.subgroups)
+
+    def of(name: str, wanted: int | None) -> Iterator[str]:
+        for group in sorted(below.get(name, ()), key=lambda group: lacks[group.name])[:wanted]:
+            if group.name in below:
+                yield from of(group.name, group.minimum)
+            else:
+                yield group.name
+
+    return frozenset(of("", gang.minimum_subgroups))
 
 
 def incomplete(gang: Gang, counts: Mapping[str, int]) -> tuple[str, ...]:

@@ -56,10 +56,11 @@ CODES: dict[str, str] = {
     "StorageClassNotFound": "The claim names a storage class that does not exist.",
     "WaitingForVolume": "A node was chosen for the claim; its provisioner has not bound it yet.",
     "SchedulingGated": "The pod has scheduling gates; whoever set them must remove them.",
-    "GangIncomplete": "Fewer pods of the gang exist than it needs.",
-    "GangUnplaceable": "Not all pods that the gang needs fit at once, so none is bound.",
-    "GangInvalid": "The pods of the gang disagree about its size, the size is not a positive number, or the "
-    "gang has no name.",
+    "GangIncomplete": "Fewer pods of the gang, or of a part of it, exist than it needs, or the object that "
+    "says how many it needs cannot be found.",
+    "GangUnplaceable": "Not all pods that the gang, or a part of it, needs fit at once, so none is bound.",
+    "GangInvalid": "What is said of the gang makes no sense: its pods disagree about its size, the size is "
+    "not a positive number, its parts form no tree, or it has no name.",
     "FractionInvalid": "What the pod states about the fraction of a GPU that it needs cannot be understood.",
     "TopologyUnsatisfied": "No domain of the level that pods of the gang must share has room for them.",
     "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler, where that runs.",

@@ -56,7 +56,8 @@ class Assumption(msgspec.Struct, frozen=True):
 
 class Source(msgspec.Struct, frozen=True):
     """One kind that a snapshot is made of: how it is decoded and who takes its changes, and who is told of
-    objects that do not decode. There are none of an `optional` kind where the cluster does not serve it.
+    objects that do not decode. There are none of an `optional` kind where the cluster does not serve it, and
+    a command does without an `advisory` kind where its user may not read it.
     """
 
     kind: Kind
@@ -64,6 +65,7 @@ class Source(msgspec.Struct, frozen=True):
     handler: Callable[[Change[Any]], None]
     unread: Unread | None = None
     optional: bool = False
+    advisory: bool = False
 
 
 class SnapshotBuilder:
@@ -126,7 +128,7 @@ class SnapshotBuilder:
             self._table(kinds.CSI_NODES, objects.CSINode, self._limits, storage.attach_limits_value),
             self._table(kinds.DISRUPTION_BUDGETS, objects.PodDisruptionBudget, self._budgets, budget_value),
             *(
-                Source(one.kind, one.type, one.handler, one.unread, one.optional)
+                Source(one.kind, one.type, one.handler, one.unread, one.optional, advisory=True)
                 for one in self._gang_objects.sources
             ),
         )
@@ -471,7 +473,7 @@ async def load_snapshot(client: Client) -> tuple[Snapshot, SnapshotBuilder]:
         try:
             listing = await client.list(source.kind, type=source.type)
         except ApiError as error:
-            if error.not_found and source.optional:
+            if (error.not_found and source.optional) or (error.forbidden and source.advisory):
                 return
             raise
         if source.unread is not None:

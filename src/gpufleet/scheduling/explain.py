@@ -23,7 +23,7 @@ from gpufleet.scheduling.affinity import all_terms_test
 from gpufleet.scheduling.changes import Change, at_its_best, helpful_changes, served
 from gpufleet.scheduling.cuts import Cutting
 from gpufleet.scheduling.cycle import Policy, consider, decide
-from gpufleet.scheduling.gangs import Unit, units
+from gpufleet.scheduling.gangs import Unit, subgroup_of, units
 from gpufleet.scheduling.holders import Holder, holders, in_the_way
 from gpufleet.scheduling.ledger import Ledger, account_of
 from gpufleet.scheduling.placing import place
@@ -125,7 +125,8 @@ def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanatio
     bound = {action.pod.key for action in plan.actions if isinstance(action, Bind)}
     queue = units(snapshot, policy.responsible)
     unit = next(unit for unit in queue if any(member.key == pod.key for member in unit.pods))
-    if unit.surplus or any(member.key in bound for member in unit.pods):
+    starting = [member for member in unit.pods if member.key in bound]
+    if (unit.surplus or starting) and subgroup_of(pod) not in unit.short(starting):
         # The gang runs without it, so it is one pod like any other.
         unit = Unit((pod,))
     verdict = "not-now" if unit.problem is not None or fits_empty(snapshot, unit) else "never"

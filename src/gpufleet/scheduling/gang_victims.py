@@ -27,9 +27,17 @@ class GangVictims:
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
+        self._spare: dict[str, tuple[int, int]] = {}
 
     def spare(self, gang: str) -> int:
         """How many pods of a gang may end before it falls below its minimum."""
+        change = self._trial.gang_changes(gang)
+        known = self._spare.get(gang, (-1, 0))
+        if known[0] != change:
+            known = self._spare[gang] = change, self._worked_out(gang)
+        return known[1]
+
+    def _worked_out(self, gang: str) -> int:
         mates = self._trial.mates(gang)
         if not mates:
             return 0

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from gpufleet.fleet.gangs import Gang, incomplete, missing, missing_by_subgroup
+from gpufleet.fleet.gangs import Gang, cheapest_leaves, incomplete, missing, missing_by_subgroup
 from gpufleet.fleet.pods import Pod, gpu_share, gpus_requested
 from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
@@ -140,7 +140,7 @@ def gang_unit(
     running = len(mates)
     if gang is None:
         rule = next(pod.gang.rule for pod in pods if pod.gang is not None)
-        text = f"the {rule} that says how many pods gang {key} needs does not exist"
+        text = f"the {rule} that says how many pods gang {key} needs cannot be found"
         return Unit(pods, gang=key, running=running, problem=Reason("GangIncomplete", text, key))
     if gang.minimum is None:
         return Unit(pods, gang=key, running=running, problem=Reason("GangInvalid", gang.problem, key))
@@ -162,7 +162,8 @@ def gang_unit(
     needed = gang.minimum - done
     if surplus:
         here = set(map(subgroup_of, pods))
-        needed = min(leaf.minimum - counted[leaf.name] for leaf in tree.leaves if leaf.name in here)
+        lacks = (leaf.minimum - counted[leaf.name] for leaf in tree.leaves if leaf.name in here)
+        needed = min(lacks, default=1)
     return Unit(
         _needed_first(pods, tree, counted),
         max(needed, still, 1),
@@ -221,8 +222,8 @@ def subgroup_of(pod: Pod) -> str:
 
 def _needed_first(pods: Sequence[Pod], tree: Gang, counted: Mapping[str, int]) -> tuple[Pod, ...]:
     """The pods in the order in which they are placed: first as many of each subgroup as it needs. Where some
-    subgroups suffice, one after the other, so that each of them is whole before the next one takes room;
-    those that lack least come first.
+    subgroups suffice, one after the other, so that each of them is whole before the next one takes room:
+    first those that complete the gang with the fewest pods.
     """
     wanted = {leaf.name: leaf.minimum - counted.get(leaf.name, 0) for leaf in tree.leaves}
     first: list[Pod] = []
@@ -233,7 +234,11 @@ def _needed_first(pods: Sequence[Pod], tree: Gang, counted: Mapping[str, int]) -
         wanted[group] = wanted.get(group, 0) - 1
     if tree.optional_subgroups:
         lacks = missing_by_subgroup(tree, counted)
-        turns = {leaf: tuple((lacks[name], name) for name in path) for leaf, path in tree.paths.items()}
+        cheapest = cheapest_leaves(tree, counted)
+        turns = {
+            leaf: (leaf not in cheapest, tuple((lacks[name], name) for name in path))
+            for leaf, path in tree.paths.items()
+        }
         first.sort(key=lambda pod: turns[subgroup_of(pod)])
     return (*first, *rest)
 

@@ -13,15 +13,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from gpufleet.fleet.gangs import Gang
-from gpufleet.fleet.pods import GangRef
+from gpufleet.fleet.pods import GANG_LABEL, GANG_SIZE_LABEL, GangRef
 from gpufleet.kube import kinds, objects
 from gpufleet.kube.conventions import (
     coscheduling,
     kai,
+    kubeflow,
     kueue,
     labels,
     native,
     owners,
+    ray,
     slurm,
     volcano,
     yunikorn,
@@ -41,7 +43,19 @@ EXPLICIT: tuple[Reader, ...] = (
     kueue.pod_gang,                            # kueue.x-k8s.io/pod-group-name
     yunikorn.pod_gang,                         # yunikorn.apache.org/task-group-name
 )  # fmt: skip
-"""What a pod itself may say, in the order in which it counts. `owners.pod_gang` comes after all of it."""
+"""What a pod itself may say, in the order in which it counts."""
+
+INFERRED: tuple[Reader, ...] = (owners.pod_gang, kubeflow.pod_gang, ray.pod_gang)
+"""What follows from the kind of its owner, by labels; it comes after all that is explicit."""
+
+KEYS = frozenset({
+    GANG_LABEL, GANG_SIZE_LABEL, kai.GROUP_ANNOTATION, *volcano.GROUP_ANNOTATIONS, volcano.JOB_KEY,
+    volcano.MIN_MEMBER_ANNOTATION, *coscheduling.LABELS, kueue.GROUP_LABEL, yunikorn.GROUP_NAME,
+    yunikorn.GROUPS, owners.LEADER_WORKER_SET_KEY, owners.JOBSET_KEY, kubeflow.JOB_KEY, ray.CLUSTER_KEY,
+})  # fmt: skip
+"""A pod whose metadata has none of these labels and annotations, and whose spec names no group, is of no gang
+by itself. Most pods are, and this is asked of every one.
+"""
 
 DETAILS = (kai.with_labels, volcano.with_labels, kueue.with_labels, yunikorn.with_labels, slurm.with_labels)
 """What labels and annotations say of a gang in passing."""
@@ -64,8 +78,8 @@ def _owner(gangs: Callable[[Any], tuple[Gang, ...]]) -> Callable[[Any], tuple[Ga
 
 
 def _kubeflow(kind: Kind) -> GangKind:
-    gangs = _owner(partial(owners.kubeflow_gangs, kind=kind.kind))
-    return GangKind(kind, owners.KubeflowJob, gangs, f"{kind.kind.lower()}/")
+    gangs = _owner(partial(kubeflow.job_gangs, kind=kind.kind))
+    return GangKind(kind, kubeflow.KubeflowJob, gangs, f"{kind.kind.lower()}/")
 
 
 POD_GROUP_KINDS = (
@@ -87,11 +101,11 @@ OWNER_KINDS = (
         _owner(owners.leader_worker_set_gangs),
         "leaderworkerset/",
     ),
-    _kubeflow(owners.PYTORCH_JOBS),
-    _kubeflow(owners.TF_JOBS),
-    _kubeflow(owners.MPI_JOBS),
-    _kubeflow(owners.MPI_JOBS_V1),
-    GangKind(owners.RAY_CLUSTERS, owners.RayCluster, _owner(owners.ray_cluster_gangs), "raycluster/"),
+    _kubeflow(kubeflow.PYTORCH_JOBS),
+    _kubeflow(kubeflow.TF_JOBS),
+    _kubeflow(kubeflow.MPI_JOBS),
+    _kubeflow(kubeflow.MPI_JOBS_V1),
+    GangKind(ray.RAY_CLUSTERS, ray.RayCluster, _owner(ray.cluster_gangs), "raycluster/"),
 )
 """Owners whose pods are a gang by their kind; their pods name them in labels."""
 
@@ -104,13 +118,21 @@ JOBS = kinds.JOBS
 
 def gang_of(pod: objects.Pod) -> GangRef | None:
     """The gang that the pod names, or that its labels make it a member of; None when nothing does."""
+    meta, spec = pod.metadata, pod.spec
+    if (
+        spec.scheduling_group is None
+        and spec.workload_ref is None
+        and KEYS.isdisjoint(meta.labels)
+        and KEYS.isdisjoint(meta.annotations)
+    ):
+        return None
     for reader in EXPLICIT:
         found = reader(pod)
         if found is not None:
             return found
     if kai.groups_itself(pod.metadata):
         return None
-    found = owners.pod_gang(pod)
+    found = next((found for reader in INFERRED if (found := reader(pod)) is not None), None)
     if found is None or found.stated is None:
         return found
     return ref_of(found.name, with_details(found.stated, pod.metadata), found.subgroup, found.described_by)

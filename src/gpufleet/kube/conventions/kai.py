@@ -124,10 +124,7 @@ def with_labels(gang: Gang, meta: ObjectMeta) -> Gang:
         queue=meta.labels.get(QUEUE_LABEL),
         priority_class=meta.labels.get(PRIORITY_LABEL),
         preemptible=_preemptible(said(meta, PREEMPTIBILITY_LABEL) or ""),
-        topology=Topology(
-            found.get("kai.scheduler/topology-required-placement", ""),
-            found.get("kai.scheduler/topology-preferred-placement", ""),
-        ),
+        topology=topology_of(meta),
         segment=Segment(
             segment,
             Topology(
@@ -141,6 +138,14 @@ def with_labels(gang: Gang, meta: ObjectMeta) -> Gang:
         stale_after_s=seconds_in(found.get("kai.scheduler/staleness-grace-period")),
     )
     return _by_priority(said_more) if QUEUE_LABEL in meta.labels else said_more
+
+
+def topology_of(meta: ObjectMeta) -> Topology:
+    """The topology that annotations of an owner or a pod template ask for."""
+    return Topology(
+        meta.annotations.get("kai.scheduler/topology-required-placement", ""),
+        meta.annotations.get("kai.scheduler/topology-preferred-placement", ""),
+    )
 
 
 def _by_priority(gang: Gang) -> Gang:

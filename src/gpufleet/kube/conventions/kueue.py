@@ -55,9 +55,14 @@ def with_labels(gang: Gang, meta: ObjectMeta) -> Gang:
         queue=meta.labels.get(QUEUE_LABEL),
         priority_class=meta.labels.get("kueue.x-k8s.io/priority-class"),
         time_limit_s=number_in(said(meta, "kueue.x-k8s.io/max-exec-time-seconds")),
-        topology=Topology(
-            found.get("kueue.x-k8s.io/podset-required-topology", ""),
-            found.get("kueue.x-k8s.io/podset-preferred-topology", ""),
-        ),
+        topology=topology_of(meta),
         segment=Segment(size, Topology(required=slices)) if size and slices else None,
+    )
+
+
+def topology_of(meta: ObjectMeta) -> Topology:
+    """The topology that annotations of a pod template ask for."""
+    return Topology(
+        meta.annotations.get("kueue.x-k8s.io/podset-required-topology", ""),
+        meta.annotations.get("kueue.x-k8s.io/podset-preferred-topology", ""),
     )

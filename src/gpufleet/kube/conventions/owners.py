@@ -5,11 +5,9 @@
 - JobSet: all of it, with a subgroup for each replicated job and in it one for each replica. Where one starts
   after another (`InOrder`, `dependsOn`) one replicated job suffices.
 - LeaderWorkerSet: each group of `size` pods; with `LeaderReady` leader and workers one after the other.
-- PyTorchJob, TFJob: all replicas, or `schedulingPolicy.minAvailable`, or down to `elasticPolicy.minReplicas`.
-- MPIJob: the same, without the launcher where it waits for the workers.
-- RayCluster: the head, and of each worker group `minReplicas`, or all where none is said and nothing scales.
 - Deployment, StatefulSet, ReplicaSet, DaemonSet: none, their pods serve alone.
 
+The jobs of Kubeflow and RayClusters have files of their own.
 Source: the APIs of the kinds, and how KAI's pod grouper and the kinds' own support of Volcano count.
 """
 
@@ -22,29 +20,18 @@ import msgspec
 from gpufleet.fleet.gangs import Gang, Segment, SubGroup, Topology
 from gpufleet.fleet.pods import GangRef
 from gpufleet.kube import objects
+from gpufleet.kube.conventions import kai, kueue
 from gpufleet.kube.conventions.stated import checked, number_in, ref_of, said, size_in
 from gpufleet.kube.kinds import Kind
 from gpufleet.kube.objects.meta import APIStruct, ObjectMeta
 
 JOBSETS = Kind("jobset.x-k8s.io", "v1alpha2", "jobsets", "JobSet")
 LEADER_WORKER_SETS = Kind("leaderworkerset.x-k8s.io", "v1", "leaderworkersets", "LeaderWorkerSet")
-PYTORCH_JOBS = Kind("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob")
-TF_JOBS = Kind("kubeflow.org", "v1", "tfjobs", "TFJob")
-MPI_JOBS_V1 = Kind("kubeflow.org", "v1", "mpijobs", "MPIJob")
-MPI_JOBS = Kind("kubeflow.org", "v2beta1", "mpijobs", "MPIJob")
-RAY_CLUSTERS = Kind("ray.io", "v1", "rayclusters", "RayCluster")
-
-_OPERATORS = {
-    "pytorchjob-controller": "PyTorchJob",
-    "tfjob-controller": "TFJob",
-    "mpijob-controller": "MPIJob",
-    "mpi-operator": "MPIJob",
-}
-"""Which kind the operators of Kubeflow that make pods stand for."""
 
 _LWS = "leaderworkerset.sigs.k8s.io/"
 _JOBSET = "jobset.sigs.k8s.io/"
-_TRAINING = "training.kubeflow.org/"
+LEADER_WORKER_SET_KEY = _LWS + "name"
+JOBSET_KEY = _JOBSET + "jobset-name"
 
 
 class TemplateSpec(APIStruct, frozen=True, kw_only=True):
@@ -123,6 +110,7 @@ class LeaderWorkerTemplate(APIStruct, frozen=True, kw_only=True):
     """One group."""
 
     size: int = 1
+    worker_template: Template = Template()
 
 
 class LeaderWorkerSetSpec(APIStruct, frozen=True, kw_only=True):
@@ -139,97 +127,14 @@ class LeaderWorkerSet(APIStruct, frozen=True, kw_only=True):
     spec: LeaderWorkerSetSpec = LeaderWorkerSetSpec()
 
 
-class ReplicaSpec(APIStruct, frozen=True, kw_only=True):
-    """The pods of one role."""
-
-    replicas: int | None = None
-
-
-class SchedulingPolicy(APIStruct, frozen=True, kw_only=True):
-    """What Kubeflow hands to a gang scheduler."""
-
-    min_available: int | None = None
-    queue: str = ""
-    priority_class: str = ""
-    schedule_timeout_seconds: int | None = None
-
-
-class RunPolicy(APIStruct, frozen=True, kw_only=True):
-    """How a job of Kubeflow runs."""
-
-    scheduling_policy: SchedulingPolicy | None = None
-    active_deadline_seconds: int | None = None
-
-
-class ElasticPolicy(APIStruct, frozen=True, kw_only=True):
-    """Between how many workers a PyTorchJob may have."""
-
-    min_replicas: int | None = None
-    max_replicas: int | None = None
-
-
-class KubeflowSpec(APIStruct, frozen=True, kw_only=True):
-    """What a job of Kubeflow asks for; one of the replica specs is set."""
-
-    run_policy: RunPolicy = RunPolicy()
-    elastic_policy: ElasticPolicy | None = None
-    launcher_creation_policy: str = "AtStartup"
-    pytorch_replica_specs: Mapping[str, ReplicaSpec] = {}
-    tf_replica_specs: Mapping[str, ReplicaSpec] = {}
-    mpi_replica_specs: Mapping[str, ReplicaSpec] = {}
-
-    @property
-    def replicas(self) -> dict[str, int]:
-        """How many pods each role has, the role in lower case."""
-        specs = self.pytorch_replica_specs or self.tf_replica_specs or self.mpi_replica_specs
-        return {role.lower(): 1 if one.replicas is None else one.replicas for role, one in specs.items()}
-
-
-class KubeflowJob(APIStruct, frozen=True, kw_only=True):
-    """A PyTorchJob, TFJob or MPIJob."""
-
-    kind: str = ""
-    metadata: ObjectMeta
-    spec: KubeflowSpec = KubeflowSpec()
-
-
-class WorkerGroup(APIStruct, frozen=True, kw_only=True):
-    """Workers of a RayCluster; a replica has `num_of_hosts` pods."""
-
-    group_name: str = ""
-    replicas: int | None = None
-    min_replicas: int | None = None
-    max_replicas: int | None = None
-    num_of_hosts: int = 1
-    suspend: bool | None = None
-
-
-class RayClusterSpec(APIStruct, frozen=True, kw_only=True):
-    """What a RayCluster asks for."""
-
-    enable_in_tree_autoscaling: bool | None = None
-    worker_group_specs: tuple[WorkerGroup, ...] = ()
-
-
-class RayCluster(APIStruct, frozen=True, kw_only=True):
-    """A RayCluster."""
-
-    metadata: ObjectMeta
-    spec: RayClusterSpec = RayClusterSpec()
-
-
 def pod_gang(pod: objects.Pod) -> GangRef | None:
-    """The gang that the labels of the pod's controller make it a member of."""
-    meta = pod.metadata
-    for reader in (_of_leader_worker_set, _of_job_set, _of_kubeflow, _of_ray):
-        found = reader(meta)
-        if found is not None:
-            return found
-    return None
+    """The gang that the labels of a LeaderWorkerSet or JobSet make the pod a member of."""
+    found = _of_leader_worker_set(pod.metadata)
+    return found if found is not None else _of_job_set(pod.metadata)
 
 
 def _of_leader_worker_set(meta: ObjectMeta) -> GangRef | None:
-    name, index = meta.labels.get(_LWS + "name"), meta.labels.get(_LWS + "group-index")
+    name, index = meta.labels.get(LEADER_WORKER_SET_KEY), meta.labels.get(_LWS + "group-index")
     size = meta.annotations.get(_LWS + "size")
     if name is None or index is None or size is None:
         return None
@@ -250,30 +155,11 @@ def _of_leader_worker_set(meta: ObjectMeta) -> GangRef | None:
 
 
 def _of_job_set(meta: ObjectMeta) -> GangRef | None:
-    name = said(meta, _JOBSET + "jobset-name")
+    name = said(meta, JOBSET_KEY)
     if name is None:
         return None
     part = f"{said(meta, _JOBSET + 'replicatedjob-name') or ''}-{said(meta, _JOBSET + 'job-index') or '0'}"
     return GangRef(f"jobset/{name}", None, "JobSet", subgroup=part)
-
-
-def _of_kubeflow(meta: ObjectMeta) -> GangRef | None:
-    name = meta.labels.get(_TRAINING + "job-name")
-    owner = meta.controller
-    kind = _OPERATORS.get(meta.labels.get(_TRAINING + "operator-name", ""))
-    if owner is not None and owner.kind in _OPERATORS.values():
-        kind = owner.kind
-    if name is None or kind is None:
-        return None
-    role = said(meta, _TRAINING + "replica-type", _TRAINING + "job-role") or ""
-    return GangRef(f"{kind.lower()}/{name}", None, kind, subgroup=role)
-
-
-def _of_ray(meta: ObjectMeta) -> GangRef | None:
-    name = meta.labels.get("ray.io/cluster")
-    if name is None or "ray.io/node-type" not in meta.labels:
-        return None
-    return GangRef(f"raycluster/{name}", None, "RayCluster", subgroup=meta.labels.get("ray.io/group", ""))
 
 
 def indexed_job_gang(job: Job, key: str) -> Gang | None:
@@ -296,7 +182,8 @@ def job_set_gangs(job_set: JobSet) -> tuple[Gang, ...]:
     for job in spec.replicated_jobs:
         meta = job.template.metadata
         near = said(meta, exclusive) or said(job_set.metadata, exclusive) or ""
-        subgroups.append(SubGroup(job.name, minimum=job.replicas))
+        whole = topology_of(job.template.spec.template)
+        subgroups.append(SubGroup(job.name, minimum=job.replicas, topology=whole))
         subgroups += [
             SubGroup(f"{job.name}-{index}", job.name, job.template.spec.at_once, Topology(required=near))
             for index in range(job.replicas)
@@ -322,6 +209,8 @@ def leader_worker_set_gangs(lws: LeaderWorkerSet) -> tuple[Gang, ...]:
         gang = msgspec.structs.replace(gang, minimum=1, subgroups=parts, minimum_subgroups=1)
     annotations = lws.metadata.annotations
     near = Topology(required=annotations.get(_LWS + "exclusive-topology", ""))
+    if near == Topology():
+        near = topology_of(lws.spec.leader_worker_template.worker_template)
     part = number_in(annotations.get(_LWS + "subgroup-size"))
     within = Topology(required=annotations.get(_LWS + "subgroup-exclusive-topology", ""))
     segment = Segment(part, within) if part else None
@@ -330,49 +219,7 @@ def leader_worker_set_gangs(lws: LeaderWorkerSet) -> tuple[Gang, ...]:
     )
 
 
-def kubeflow_gangs(job: KubeflowJob, kind: str) -> tuple[Gang, ...]:
-    """The gang of a PyTorchJob, TFJob or MPIJob. Roles are subgroups where all of them are needed."""
-    spec, replicas = job.spec, job.spec.replicas
-    policy = spec.run_policy.scheduling_policy or SchedulingPolicy()
-    elastic = spec.elastic_policy
-    most = sum(replicas.values())
-    if kind == "MPIJob" and spec.launcher_creation_policy == "WaitForWorkersReady":
-        replicas = {**replicas, "launcher": 0}
-    if elastic is not None and elastic.min_replicas is not None and "worker" in replicas:
-        replicas = {**replicas, "worker": elastic.min_replicas}
-        most += (elastic.max_replicas or 0) - job.spec.replicas["worker"] if elastic.max_replicas else 0
-    needed = sum(replicas.values())
-    less = policy.min_available is not None and policy.min_available < needed
-    gang = Gang(
-        f"{job.metadata.namespace}/{kind.lower()}/{job.metadata.name}",
-        kind,
-        policy.min_available if policy.min_available is not None else needed,
-        maximum=most,
-        subgroups=() if less else tuple(SubGroup(role, minimum=count) for role, count in replicas.items()),
-        queue=policy.queue,
-        priority_class=policy.priority_class,
-        schedule_timeout_s=policy.schedule_timeout_seconds,
-        time_limit_s=spec.run_policy.active_deadline_seconds,
-    )
-    return (checked(gang, "runPolicy.schedulingPolicy.minAvailable"),)
-
-
-def ray_cluster_gangs(cluster: RayCluster) -> tuple[Gang, ...]:
-    """The gang of a RayCluster."""
-    spec = cluster.spec
-    groups = [group for group in spec.worker_group_specs if not group.suspend]
-    subgroups = [SubGroup("headgroup")]
-    most = 1
-    for group in groups:
-        replicas = 0 if group.replicas is None else group.replicas
-        scaled = spec.enable_in_tree_autoscaling or bool(group.min_replicas)
-        fewest = group.min_replicas or 0 if scaled else replicas
-        subgroups.append(SubGroup(group.group_name, minimum=fewest * group.num_of_hosts))
-        most += max(replicas, (group.max_replicas or 0) if scaled else 0) * group.num_of_hosts
-    gang = Gang(
-        f"{cluster.metadata.namespace}/raycluster/{cluster.metadata.name}",
-        "RayCluster",
-        maximum=most,
-        subgroups=tuple(subgroups),
-    )
-    return (checked(gang, "minReplicas, replicas or numOfHosts"),)
+def topology_of(template: Template) -> Topology:
+    """What KAI's or else Kueue's annotations of a pod template ask for."""
+    near = kai.topology_of(template.metadata)
+    return near if near != Topology() else kueue.topology_of(template.metadata)

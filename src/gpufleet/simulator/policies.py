@@ -30,7 +30,7 @@ class Policy(Protocol):
     """How nodes are compared, and devices of a node."""
 
     def scores(self, shape: PodShape, nodes: Columns) -> Ints:
-        """The score of each node (K); the pod fits on all of them."""
+        """The score of each node (K, at least one); the pod fits on all of them."""
 
     def pick(self, scores: Ints) -> int:
         """The node to take; scores of nodes where the pod does not fit are negative, and one does not."""

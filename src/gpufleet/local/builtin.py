@@ -1,5 +1,5 @@
 """The objects that every local fleet has before its first workload: custom resources, priority classes and
-the policy that keeps picks of devices the scheduler's.
+the policies that keep picks of devices the scheduler's and give pods their fractions of GPUs.
 
 They are applied at every `up` by server-side apply, so that a newer gpufleet brings its newer resources, and
 they are in the API server before anything that watches them starts.
@@ -12,8 +12,10 @@ from typing import Any
 from gpufleet.kube import crds
 from gpufleet.kube.client import Client
 from gpufleet.kube.custom_resources import custom_resources
+from gpufleet.kube.fraction_policies import fraction_policies
 from gpufleet.kube.kinds import PRIORITY_CLASSES, VALIDATING_POLICIES, VALIDATING_POLICY_BINDINGS
 from gpufleet.kube.picks_policy import picks_policy, picks_policy_binding
+from gpufleet.scheduling.owners import answered_names
 
 FIELD_MANAGER = "gpufleet"
 
@@ -58,4 +60,6 @@ async def apply_builtin(client: Client) -> None:
         await client.apply(PRIORITY_CLASSES, priority, field_manager=FIELD_MANAGER)
     await client.apply(VALIDATING_POLICIES, picks_policy(), field_manager=FIELD_MANAGER)
     await client.apply(VALIDATING_POLICY_BINDINGS, picks_policy_binding(), field_manager=FIELD_MANAGER)
+    for kind, policy in fraction_policies(answered_names(())):
+        await client.apply(kind, policy, field_manager=FIELD_MANAGER)
     await crds.establish(client, custom_resources())

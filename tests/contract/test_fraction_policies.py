@@ -160,8 +160,8 @@ async def test_a_fraction_stays_as_it_was_created(control_plane: ControlPlane, n
             ("plain", HALF),
         ):
             for subresource in (None, "status"):
+                patch = {"metadata": {"annotations": changed}}
                 with pytest.raises(ApiError) as error:
-                    patch = {"metadata": {"annotations": changed}}
                     await client.patch(PODS, name, patch, namespace, subresource=subresource)
                 assert AS_CREATED in error.value.message
         note = {"metadata": {"annotations": {"example.com/note": "mine"}}}

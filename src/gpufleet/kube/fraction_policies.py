@@ -43,7 +43,7 @@ _NO_GPUS = "['', 'void', 'none']"
 _ANNOTATIONS = "object.metadata.?annotations"
 _CHOSEN = f"{_ANNOTATIONS}[?'{CONTAINER}'].orValue(object.spec.containers[0].name)"
 _IS_FRACTION = f"({_ANNOTATIONS}[?'{FRACTION}'].hasValue() || {_ANNOTATIONS}[?'{MEMORY}'].hasValue())"
-_OURS = f"e.?valueFrom.?fieldRef.?fieldPath == optional.of(\"{VISIBLE_PATH}\")"
+_OURS = f'e.?valueFrom.?fieldRef.?fieldPath == optional.of("{VISIBLE_PATH}")'
 
 
 def fraction_policies(schedulers: Iterable[str]) -> list[tuple[Kind, dict[str, Any]]]:

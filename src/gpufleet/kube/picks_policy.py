@@ -3,7 +3,8 @@ or `gpufleet.dev/visible-devices`.
 
 The annotations come with a binding, which sets them without an update of the pod. So a pod that is created
 with one, or an update that changes it (also one of the status, which may change metadata as well), is
-somebody else's, whoever that is. Who may bind pods decides more than which GPU they get, and is not asked here.
+somebody else's, whoever that is. Who may bind pods decides more than which GPU they get, and is not asked
+here.
 Source: ValidatingAdmissionPolicy (admissionregistration.k8s.io/v1, since Kubernetes 1.30).
 """
 

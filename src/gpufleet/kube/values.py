@@ -19,6 +19,7 @@ from gpufleet.kube.conventions.fractions import fraction_of
 from gpufleet.kube.conventions.labels import gang_of
 from gpufleet.kube.conventions.picked_devices import picks_in
 from gpufleet.kube.cuts import cuttable_gpus
+from gpufleet.kube.fractions import carrying_gpus, may_carry, sick_gpus
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.requests import device_claims, effective_requests
 from gpufleet.kube.times import parse_time
@@ -124,6 +125,9 @@ def node_value(node: objects.Node, gpu_node: GPUNode | None = None) -> Node:
         unhealthy={name: count for name, count in sick.items() if count > 0},
         gpus=gpus,
         may_switch=bool(gpus) and gpu_node is not None and gpu_node.spec.desired.allow_mode_switch,
+        sick=sick_gpus(gpu_node) if gpu_node is not None else (),
+        carrying=carrying_gpus(gpu_node) if gpu_node is not None else (),
+        may_carry=gpu_node is None or may_carry(gpu_node),
     )
 
 

@@ -61,7 +61,8 @@ def prepare_packing(pod: Pod, ledger: Ledger) -> Measure | None:
 
 def _offered(devices: NodeDevices | None, account: NodeAccount) -> bool:
     pool = devices.pools.get(WHOLE_RESOURCE) if devices is not None else None
-    return pool is not None and pool.whole and account.node.allocatable.get(WHOLE_RESOURCE, 0) > 0
+    whole = pool is not None and pool.whole and account.node.may_carry
+    return whole and account.node.allocatable.get(WHOLE_RESOURCE, 0) > 0
 
 
 def _shortage(devices: int, milli: int, account: NodeAccount) -> Block | None:

@@ -123,8 +123,8 @@ def fraction_problems(
     for pod in pods:
         if not pod.told:
             text = (
-                f"container {pod.container} of {pod.key} does not take {VISIBLE_DEVICES} from {VISIBLE_PATH}, "
-                f"because the policies {NAME} were not there when it was created (they need Kubernetes 1.36)"
+                f"container {pod.container} of {pod.key} takes no {VISIBLE_DEVICES} from {VISIBLE_PATH}; "
+                f"policy {NAME}, which adds that, was not there (it needs Kubernetes 1.36)"
             )
             found.append(Reason("FractionNotDelivered", text, pod.key))
     return tuple(found)

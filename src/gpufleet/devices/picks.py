@@ -100,8 +100,9 @@ class Picks(msgspec.Struct, frozen=True):
 
 
 def picks_of(pod: Pod) -> tuple[Pick, ...]:
-    """The picks that came with a pod's binding, of what a kubelet hands out; none where the annotation is absent
-    or says nothing.
+    """The picks that came with a pod's binding; none where the annotation is absent or says nothing.
+
+    Fractions are left out: no kubelet asks for them.
     """
     found = picks_in(pod.metadata.annotations)
     return tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpufleet.fleet.devices import WHOLE_RESOURCE
 from gpufleet.kube.gpunode import GPUNode
 
 FRACTIONS_CONDITION = "Fractions"
@@ -18,6 +19,15 @@ def carrying_gpus(node: GPUNode) -> tuple[str, ...]:
 def sick_gpus(node: GPUNode) -> tuple[str, ...]:
     """The GPUs (UUIDs) that no new pod may use."""
     return tuple(one.uuid for one in node.status.devices if not one.healthy)
+
+
+def withheld_shares(node: GPUNode) -> dict[str, int]:
+    """How many devices of each resource nobody gets because their GPUs carry fractions, beside the one that a
+    ledger counts for each such GPU: shares, where it was shared otherwise after that.
+    """
+    whole = len(carrying_gpus(node))
+    found = {one.name: one.carrying - whole * (one.name == WHOLE_RESOURCE) for one in node.status.resources}
+    return {name: count for name, count in found.items() if count > 0}
 
 
 def may_carry(node: GPUNode) -> bool:

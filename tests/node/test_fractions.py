@@ -85,22 +85,29 @@ class Node(OnNode):
 
 
 @contextlib.asynccontextmanager
+async def agent_of(node: OnNode, nvml: NvmlNode) -> AsyncIterator[Agent]:
+    """The agent of the node, ready."""
+    asked = options(node.real, nvml.root)
+    agent = Agent(node.client, nvml.backend(), asked)
+    async with working(agent, asked):
+
+        async def ready() -> bool:
+            return agent.ready()
+
+        await until(ready, 60)
+        yield agent
+
+
+@contextlib.asynccontextmanager
 async def fractions(real: RealNode, nvml: NvmlNode, gpus: int) -> AsyncIterator[tuple[Node, list[str]]]:
     """A node with the agent, the policies, and so many GPUs; their UUIDs."""
     product, inventory = whole_node("h100", gpus)
     nvml.show(product, inventory)
-    asked = options(real, nvml.root)
     async with opened(real) as found:
         node = Node(real, found.client, found.cluster.namespace)
         for kind, policy in fraction_policies(["gpufleet"]):
             await node.client.apply(kind, policy, field_manager="test")
-        agent = Agent(node.client, nvml.backend(), asked)
-        async with working(agent, asked):
-
-            async def ready() -> bool:
-                return agent.ready()
-
-            await until(ready, 60)
+        async with agent_of(node, nvml):
             await node.offers(GPU, gpus)
             try:
                 yield node, [gpu.uuid for gpu in inventory.gpus]
@@ -165,6 +172,38 @@ async def test_a_gpu_comes_back_when_the_last_fraction_has_finished(
         await node.phase("long", "Succeeded")
         await node.withdrawn(0)
         assert (await node.run("after", 1))[VISIBLE_DEVICES] == second
+
+
+async def test_an_agent_that_starts_again_offers_no_gpu_that_carries_fractions(
+    real_node: RealNode, nvml_node: NvmlNode
+) -> None:
+    product, inventory = whole_node("h100", 2)
+    nvml_node.show(product, inventory)
+    shared, free = (gpu.uuid for gpu in inventory.gpus)
+    async with opened(real_node) as found:
+        node = Node(real_node, found.client, found.cluster.namespace)
+        async with agent_of(node, nvml_node):
+            await node.offers(GPU, 2)
+            await node.share(fraction("stays"), shared)
+            await node.withdrawn(1)
+            await node.offers(GPU, 1)
+        seen: set[str] = set()
+
+        async def look() -> None:
+            while True:
+                for one in await node.resources.devices():
+                    seen.update(one.ids if one.resource == GPU else ())
+                await asyncio.sleep(0.01)
+
+        looking = asyncio.create_task(look())
+        async with agent_of(node, nvml_node) as agent:
+            await node.offers(GPU, 1)
+            assert agent.plugin.registered[GPU]
+            await asyncio.sleep(0.5)
+        looking.cancel()
+        await asyncio.wait([looking])
+        await node.resources.close()
+    assert seen == {free}
 
 
 async def test_of_pods_that_come_at_once_none_gets_whole_what_the_agent_knows_to_be_shared(

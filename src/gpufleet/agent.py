@@ -31,6 +31,14 @@ from gpufleet.devices.device_plugin import DevicePlugin
 from gpufleet.devices.exporter import Exporter
 from gpufleet.devices.exporter_text import Options as ExporterOptions
 from gpufleet.devices.feature_labels import feature_labels
+from gpufleet.devices.fraction_pods import (
+    FractionPod,
+    carrying,
+    fraction_allocations,
+    fraction_condition,
+    fraction_pods,
+    fraction_problems,
+)
 from gpufleet.devices.host_facts import driver_nodes
 from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.label_writer import LabelWriter, Output
@@ -52,6 +60,7 @@ from gpufleet.devices.resources import Device, gpu_resources
 from gpufleet.devices.sampling import INTERVAL_S, Sampled, Sampler
 from gpufleet.devices.status_writer import StatusWriter
 from gpufleet.fleet.errors import GpufleetError
+from gpufleet.fleet.fractions import FRACTION_RESOURCE
 from gpufleet.kube.client import Client
 from gpufleet.kube.cuts import MIG_CONDITION
 from gpufleet.kube.gpunode import GPUNode, GPUNodeDesired, GPUNodeStatus, StartPhase
@@ -98,6 +107,7 @@ class Agent:
         self._loop: asyncio.AbstractEventLoop
         self._observed: Observed | None = None
         self._samples: Sampled = Sampled(())
+        self._fractions: tuple[FractionPod, ...] = ()
         self._desired, self._generation = GPUNodeDesired(), 0
         self._config, self._config_problem = PluginConfig(), ""
         self._started = time.time()
@@ -219,7 +229,7 @@ class Agent:
             observed.health if observed else {},
             frozenset(self._desired.quarantine),
             gpu_resources(self.plugin.node.offer, self.plugin.node.config.shared_policy),
-            self.account.held,
+            self.account.allocations,
             self._samples.samples,
             self.plugin.node.topology,
         )
@@ -260,7 +270,8 @@ class Agent:
     def _take_over(self) -> None:
         node = self._gpu_nodes.get(self._options.node)
         if node is not None:
-            self.account.held = node.status.allocations
+            recorded = node.status.allocations
+            self.account.held = tuple(one for one in recorded if one.resource != FRACTION_RESOURCE)
         self._nodes.subscribe(self._node_changed)
         self._gpu_nodes.subscribe(self._gpu_node_changed)
         self._pods.subscribe(self._pods_changed)
@@ -334,6 +345,10 @@ class Agent:
             self.plugin.picks = self.plugin.picks.bound(picks_of(change.new))
         self.account.pods = pods
         self.account.look_soon()
+        fractions = fraction_pods(self._pods.items().values())
+        if fractions != self._fractions:
+            self._fractions = fractions
+            self._derive()
         self._mig.look_soon()
 
     def _node_uid(self) -> str:
@@ -365,18 +380,20 @@ class Agent:
             return
         inventory = self._observed.inventory
         sick = {*self._observed.health, *self._desired.quarantine}
+        carried = carrying(self._fractions)
+        self.account.fractions = fraction_allocations(self._fractions, inventory)
         config = wanted = with_sharing(self._config, self._desired.sharing, inventory.profiles)
         leaving = self._mig.leaving
         if self.owners.does("device-plugin"):
             config = self._cdi.settled(config)
-        node = self.plugin.node.derive(inventory, config, sick, leaving)
+        node = self.plugin.node.derive(inventory, config, sick, leaving, carried)
         if self.owners.does("mps"):
             self._mps.update(plan_daemons(node.offer, inventory, config), self._busy_gpus())
             sick |= self._mps.sick
         if self.owners.does("device-plugin"):
             self._cdi.update(node.offer, inventory, wanted)
             leaving |= self._cdi.withheld
-        node = node.derive(inventory, config, sick, leaving)
+        node = node.derive(inventory, config, sick, leaving, carried)
         nodes = driver_nodes(self._options.host_root)
         self.plugin.update(msgspec.structs.replace(node, nodes=nodes, busy=self._busy_gpus()))
         self._labels.changed()
@@ -419,12 +436,19 @@ class Agent:
         before = (self._status.written or GPUNodeStatus()).conditions
         ready, problem, config = self.ready(), self._mig.problem, self._config_problem
         cdi = self._cdi.reasons
+        fractions = fraction_problems(
+            self._fractions,
+            self.account.held,
+            self.plugin.node.inventory,
+            withheld=self.owners.does("device-plugin"),
+        )
         return conditions(
             (
                 ("Ready", ready, "AgentReady" if ready else "AgentStarting", "the agent reports"),
                 (MIG_CONDITION, not problem, "MigBlocked" if problem else "MigAsAsked", problem),
                 ("Configured", not config, "InvalidPluginConfig" if config else "ConfigInForce", config),
                 ("CdiSpecs", not cdi, cdi[0].code if cdi else "AsNeeded", "; ".join(r.message for r in cdi)),
+                fraction_condition(fractions),
             ),
             before,
             time.time(),

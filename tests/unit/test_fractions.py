@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.device_fleets import asking, cut, machine, shared, whole
+from tests.unit.explanations import why
 from tests.unit.fleets import pod
 from tests.unit.random_fleets import examples
 
-from gpufleet.fleet.devices import NodeDevices
+from gpufleet.fleet.devices import NodeDevices, Pool
 from gpufleet.fleet.fractions import FRACTION_RESOURCE, Carried, Fraction
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind, Evict, Plan, Unschedulable
@@ -35,6 +36,22 @@ def bound(subject: Pod, bind: Bind) -> Pod:
 
 def fleet(devices: NodeDevices, *pods: Pod) -> Snapshot:
     return snapshot_of((machine(devices),), pods, devices={"a": devices})
+
+
+def reporting(devices: NodeDevices, *pods: Pod, **said: tuple[str, ...] | bool) -> Snapshot:
+    """The fleet once the node's agent has said of its GPUs which carry fractions, and which are sick."""
+    kept = said.get("carrying", ())
+    assert isinstance(kept, tuple)
+    marked = tuple(
+        msgspec.structs.replace(
+            one, whole=msgspec.structs.replace(one.whole, carrying=one.whole.uuid in kept)
+        )
+        for one in devices.gpus
+    )
+    pool = Pool(tuple(one.whole for one in marked))
+    node = msgspec.structs.replace(machine(devices), **said)
+    found = msgspec.structs.replace(devices, gpus=marked, pools={"nvidia.com/gpu": pool})
+    return snapshot_of((node,), pods, devices={"a": found})
 
 
 def binds(plan: Plan) -> dict[str, Bind]:
@@ -165,3 +182,55 @@ def test_a_pod_asks_for_a_fraction_or_for_whole_gpus() -> None:
     shape = msgspec.structs.replace(both.shape, fraction=Fraction(500))
     (report,) = waiting(decide(fleet(whole(2), msgspec.structs.replace(both, shape=shape)), Policy()))
     assert report.reasons[0].code == "FractionInvalid"
+
+
+def half_on(name: str, gpu: str) -> Pod:
+    """A pod that has half of a GPU."""
+    (pick,) = binds(decide(fleet(whole(4), part(name, 500)), Policy()))[name].picks
+    picks = (msgspec.structs.replace(pick, devices=(gpu,)),)
+    return msgspec.structs.replace(part(name, 500), node="a", picks=picks)
+
+
+def test_what_the_agent_says_and_the_ledger_knows_of_a_gpu_is_counted_once() -> None:
+    running = half_on("one", "GPU-1")
+    snapshot = reporting(whole(2), running, asking("all", 1), part("two", 500), carrying=("GPU-1",))
+    found = binds(decide(snapshot, Policy()))
+    assert (gpus(found["all"]), gpus(found["two"])) == (("GPU-0",), ("GPU-1",))
+
+
+def test_a_gpu_that_the_agent_has_yet_to_give_back_goes_to_fractions_and_to_nobody_whole() -> None:
+    plan = decide(reporting(whole(1), asking("all", 1), carrying=("GPU-0",)), Policy())
+    (report,) = waiting(plan)
+    assert report.reasons[0].code == "InsufficientResource"
+    found = binds(decide(reporting(whole(2), part("p", 500), carrying=("GPU-1",)), Policy()))
+    assert gpus(found["p"]) == ("GPU-1",)
+
+
+def test_fractions_can_be_evicted_for_a_whole_gpu_although_the_agent_keeps_it_for_them() -> None:
+    running = half_on("low", "GPU-0")
+    high = msgspec.structs.replace(asking("high", 1), priority=10)
+    plan = decide(reporting(whole(1), running, high, carrying=("GPU-0",)), Policy())
+    assert [action.pod.name for action in plan.actions if isinstance(action, Evict)] == ["low"]
+
+
+def test_a_sick_gpu_gets_no_more_fractions_and_is_not_counted_twice() -> None:
+    running = half_on("one", "GPU-0")
+    snapshot = reporting(whole(2, sick=[0]), running, part("two", 500), sick=("GPU-0",))
+    found = binds(decide(snapshot, Policy()))
+    assert gpus(found["two"]) == ("GPU-1",)
+    found = binds(decide(reporting(whole(2, sick=[0]), running, asking("all", 1), sick=("GPU-0",)), Policy()))
+    assert gpus(found["all"]) == ("GPU-1",)
+
+
+def test_where_another_plugin_hands_out_gpus_none_is_shared() -> None:
+    (report,) = waiting(decide(reporting(whole(2), part("p", 500), may_carry=False), Policy()))
+    assert report.reasons[0].code == "ResourceNotOffered"
+
+
+def test_who_has_fractions_is_named_as_holder_of_the_gpus() -> None:
+    snapshot = fleet(whole(1), half_on("one", "GPU-0"), asking("all", 1), part("big", 600, created=1))
+    for name in ("all", "big"):
+        holders = why(snapshot, name).holders
+        assert [(one.workload, one.resource, one.amount) for one in holders] == [
+            ("Pod/one", "milli-GPU", 500)
+        ]

@@ -352,3 +352,47 @@ def test_a_budget_allows_what_its_status_says_unless_that_is_old() -> None:
     assert budget_value(msgspec.convert(body, objects.PodDisruptionBudget)).allowed == 0
     del body["spec"]["selector"]
     assert budget_value(msgspec.convert(body, objects.PodDisruptionBudget)).selector is None
+
+
+def reported(
+    *gpus: tuple[bool, int], offered: tuple[int, int, int], name: str = "gpu", reason: str = ""
+) -> Node:
+    """A node with GPUs by health and milli-GPU, and a resource by capacity, healthy and carrying devices."""
+    devices = [
+        {
+            "index": place,
+            "uuid": f"GPU-{place}",
+            "product": "",
+            "memoryMib": 1,
+            "healthy": healthy,
+            "fractionMilli": milli,
+        }
+        for place, (healthy, milli) in enumerate(gpus)
+    ]
+    resource = {"name": f"nvidia.com/{name}"} | dict(
+        zip(("capacity", "healthy", "carrying"), offered, strict=True)
+    )
+    condition = {"type": "Fractions", "status": "False" if reason else "True", "reason": reason}
+    status = {"devices": devices, "resources": [resource], "conditions": [condition]}
+    gpu_node = msgspec.convert({"metadata": {"name": "n"}, "status": status}, GPUNode)
+    return node_value(msgspec.convert({"metadata": {"name": "n"}}, objects.Node), gpu_node)
+
+
+def test_a_gpu_that_carries_fractions_is_named_and_left_in_the_count_for_the_ledger() -> None:
+    node = reported((True, 500), (True, 0), (False, 300), offered=(3, 2, 1))
+    assert (node.allocatable["nvidia.com/gpu"], node.carrying, node.sick) == (2, ("GPU-0",), ("GPU-2",))
+    assert node.unhealthy == {"nvidia.com/gpu": 1}
+
+
+def test_shares_of_a_gpu_that_still_carries_fractions_are_nobodys() -> None:
+    node = reported((True, 500), (True, 0), offered=(8, 8, 4))
+    assert node.allocatable["nvidia.com/gpu"] == 5
+    assert not node.unhealthy
+    renamed = reported((True, 500), (True, 0), name="gpu.shared", offered=(8, 8, 4))
+    assert renamed.allocatable["nvidia.com/gpu.shared"] == 4
+
+
+def test_a_node_may_carry_fractions_unless_its_agent_says_that_it_cannot_keep_gpus_for_them() -> None:
+    assert reported((True, 0), offered=(1, 1, 0)).may_carry
+    assert reported((True, 0), reason="FractionConflict", offered=(1, 1, 0)).may_carry
+    assert not reported((True, 0), reason="FractionsNotWithheld", offered=(1, 1, 0)).may_carry

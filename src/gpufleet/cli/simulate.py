@@ -108,7 +108,7 @@ def openb_command(
     if picture is not None:
         check_picture(picture)
     runs = list(
-        _runs(traces, _named(chosen, VARIANTS), _named(policies, (LIVE, *POLICIES)), _distinct(seeds))
+        _runs(traces, _named(chosen, VARIANTS), _named(policies, (*POLICIES, LIVE)), _distinct(seeds))
     )
     if picture is not None:
         draw(runs, picture)

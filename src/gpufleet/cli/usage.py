@@ -42,6 +42,8 @@ class GPU(msgspec.Struct, frozen=True):
     mig: str = ""
     """MIG instances with their count, as `2x1g.10gb,1x3g.40gb`; empty while MIG is off."""
     reason: str = ""
+    fraction_milli: int = 0
+    """Milli-GPU that fractions of pods take; 0 where there are none."""
 
 
 class GPUCounts(msgspec.Struct, frozen=True):
@@ -80,6 +82,8 @@ class PodUsage(msgspec.Struct, frozen=True):
     devices: tuple[str, ...]
     util_percent: int
     memory_used_mib: int
+    fraction_milli: int = 0
+    """Milli-GPU of each device, where the pod has fractions."""
 
 
 def gpus_of(nodes: Iterable[GPUNode]) -> list[GPU]:
@@ -155,6 +159,7 @@ def _gpu(node: GPUNode, device: GPUDevice) -> GPU:
         power_w=device.power_w,
         mig=_layout(device) if device.mig_enabled else "",
         reason=device.reason,
+        fraction_milli=device.fraction_milli,
     )
 
 
@@ -173,10 +178,12 @@ def _holders(node: GPUNode) -> set[tuple[str, str]]:
 def _pod(node: GPUNode, pod: tuple[str, str]) -> PodUsage:
     resources: dict[str, int] = {}
     devices: list[str] = []
+    milli = 0
     for held in node.status.allocations:
         if (held.namespace, held.pod) == pod:
             resources[held.resource] = resources.get(held.resource, 0) + len(held.device_ids)
             devices += held.devices
+            milli = held.milli or milli
     used = [device for device in node.status.devices if not _parts(device).isdisjoint(devices)]
     return PodUsage(
         namespace=pod[0],
@@ -186,6 +193,7 @@ def _pod(node: GPUNode, pod: tuple[str, str]) -> PodUsage:
         devices=tuple(devices),
         util_percent=_mean([device.util_percent for device in used]),
         memory_used_mib=sum(device.memory_used_mib for device in used),
+        fraction_milli=milli,
     )
 
 

@@ -13,6 +13,7 @@ from gpufleet.cli.cluster import client_for
 from gpufleet.cli.output import Cell, Column, printable, table
 from gpufleet.cli.usage import GPU, NodeUsage, PodUsage, gpus_of, nodes_of, pods_of
 from gpufleet.fleet.errors import GpufleetError
+from gpufleet.fleet.fractions import FRACTION_RESOURCE
 from gpufleet.kube.client import ApiError
 from gpufleet.kube.config import ClusterConfig
 from gpufleet.kube.gpunode import GPUNode
@@ -30,6 +31,7 @@ GPU_COLUMNS = (
     Column("HEALTH"),
     Column("PODS"),
     Column("MIG", wide=True),
+    Column("FRACTIONS", number=True, wide=True),
     Column("UUID", wide=True),
 )
 NODE_COLUMNS = (
@@ -148,6 +150,7 @@ def _cells(row: Row) -> list[str | Cell]:
                 Cell("ok") if row.healthy else Cell(f"! {row.reason or 'unhealthy'}", "red"),
                 ",".join(f"{pod.namespace}/{pod.name}" for pod in row.pods) or "-",
                 row.mig or "-",
+                f"{row.fraction_milli}m" if row.fraction_milli else "-",
                 row.uuid,
             ]
         case NodeUsage():
@@ -168,11 +171,15 @@ def _cells(row: Row) -> list[str | Cell]:
                 row.namespace,
                 row.name,
                 row.node,
-                ",".join(f"{amount}x{resource}" for resource, amount in sorted(row.resources.items())),
+                ",".join(_held(row, *held) for held in sorted(row.resources.items())),
                 _util(row.util_percent),
                 f"{row.memory_used_mib}Mi",
                 ",".join(row.devices),
             ]
+
+
+def _held(row: PodUsage, resource: str, amount: int) -> str:
+    return f"{amount}x{row.fraction_milli}m GPU" if resource == FRACTION_RESOURCE else f"{amount}x{resource}"
 
 
 def _node_state(row: NodeUsage) -> Cell:

@@ -30,7 +30,9 @@ GRANT_S = 30.0
 
 
 class Account:
-    """Who holds what. `changed` is called when that is new; `resources` names what our plugin offers."""
+    """Who holds what. `changed` is called when that is new; `resources` names what our plugin offers.
+    `fractions` are parts of GPUs, of which the kubelet knows nothing.
+    """
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class Account:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.held: tuple[GPUAllocation, ...] = ()
+        self.fractions: tuple[GPUAllocation, ...] = ()
         self.pods: Mapping[str, BoundPod] = {}
         self._kubelet = kubelet
         self._resources = resources
@@ -79,11 +82,16 @@ class Account:
         return uuid in self.uuids
 
     @property
+    def allocations(self) -> tuple[GPUAllocation, ...]:
+        """What containers hold of the kubelet, and fractions."""
+        return self.held + self.fractions
+
+    @property
     def uuids(self) -> frozenset[str]:
         """All GPUs and instances that containers hold or are about to hold."""
         oldest = self._clock() - GRANT_S
         self._grants = {uuid: at for uuid, at in self._grants.items() if at >= oldest}
-        return frozenset((*self._grants, *(uuid for one in self.held for uuid in one.devices)))
+        return frozenset((*self._grants, *(uuid for one in self.allocations for uuid in one.devices)))
 
     async def run(self, picks: Callable[[], Picks], confirm: Callable[[Picks], None]) -> None:
         """Ask the kubelet until cancelled; `picks` are those of the plugin, `confirm` takes what is left."""
@@ -112,7 +120,7 @@ class Account:
         held = allocations(listed, self.pods.values(), self.held, self._resources())
         said = {uuid for one in held for uuid in one.devices}
         self._grants = {uuid: at for uuid, at in self._grants.items() if uuid not in said}
-        self._heard(held, seconds)
+        self._heard(held + self.fractions, seconds)
         if held != self.held:
             self.held = held
             self._changed()

@@ -22,6 +22,7 @@ from gpufleet.fleet.errors import GpufleetError
 REASONS = {
     "DeviceNotOffered": "the resource has no such device now",
     "DeviceUnhealthy": "the GPU of the device is sick, or in quarantine",
+    "DeviceCarriesFractions": "pods share the GPU of the device, and nobody gets it whole",
     "NoDevicesRequested": "the request is empty, or names a device twice",
     "TooManyReplicas": "a container may ask for one replica of a shared device",
     "MigCapabilityUnknown": "the driver does not list the access node of a MIG instance",
@@ -102,6 +103,9 @@ def requested(resource: Resource, ids: Sequence[str], config: PluginConfig) -> t
     sick = [one.id for one in devices if not one.healthy]
     if sick:
         raise _refused("DeviceUnhealthy", f"{resource.name}: {', '.join(sick)} must not be used now")
+    carrying = [one.id for one in devices if one.carrying]
+    if carrying:
+        raise _refused("DeviceCarriesFractions", f"{resource.name}: {', '.join(carrying)} carries fractions")
     shared = any(one.replica for one in devices)
     if config.sharing.fail_requests_greater_than_one and shared and len(devices) > 1:
         raise _refused(

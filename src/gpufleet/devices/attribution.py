@@ -4,8 +4,9 @@ A container that holds a GPU alone has all of it. Of one that is shared, by time
 divided by the replicas that each container holds, because NVML says no more; memory goes to the containers
 whose processes have it, and only what belongs to no such process (the driver's own, that of an MPS server, of
 processes that cannot be mapped) is divided by replicas. So the parts always sum to the value of the GPU. A
-replica that nobody holds takes nothing. Under MIG every GPU instance is an entity of its own, and compute
-instances count by their slices where several share one.
+replica that nobody holds takes nothing. Who has fractions of a GPU has as much of it as of their sum. Under
+MIG every GPU instance is an entity of its own, and compute instances count by their slices where several
+share one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from gpufleet.devices.inventory import GPU, ComputeInstance, GPUInstance, Inventory
 from gpufleet.devices.ledger import holders
 from gpufleet.fleet.devices import device_of
+from gpufleet.fleet.fractions import WHOLE_MILLI
 from gpufleet.kube.gpunode import GPUAllocation
 
 Key = tuple[str, int | None]
@@ -27,7 +29,9 @@ MemoryUse = Mapping[Key, Mapping[str, int]]
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """A container that holds a GPU or GPU instance; `weight` counts its replicas, times compute slices."""
+    """A container that holds a GPU or GPU instance; `weight` counts its replicas, times compute slices, or
+    milli-GPU on a GPU that carries fractions.
+    """
 
     namespace: str
     pod: str
@@ -97,10 +101,12 @@ def _holders(
     """Who holds any of the devices (uuid and slices), each container once."""
     weights: dict[tuple[str, str, str, str], int] = {}
     for uuid, slices in devices:
-        for one in held.get(uuid, ()):
+        there = held.get(uuid, ())
+        unit = WHOLE_MILLI if any(one.milli for one in there) else 1
+        for one in there:
             name = (one.namespace, one.pod, one.pod_uid, one.container)
             replicas = sum(device_of(device) == uuid for device in one.device_ids)
-            weights[name] = weights.get(name, 0) + slices * max(1, replicas)
+            weights[name] = weights.get(name, 0) + slices * (one.milli or unit * max(1, replicas))
     return tuple(Holder(*name, weight) for name, weight in sorted(weights.items()))
 
 

@@ -310,7 +310,7 @@ def _listed(resource: Resource) -> pb.ListAndWatchResponse:
         devices=[
             pb.Device(
                 ID=one.id,
-                health=HEALTHY if one.healthy else UNHEALTHY,
+                health=HEALTHY if one.usable else UNHEALTHY,
                 topology=pb.TopologyInfo(nodes=[pb.NUMANode(ID=one.numa_node)])
                 if one.numa_node >= 0
                 else None,

@@ -45,6 +45,9 @@ def node_status(
     other GPUs than the node has now are left out.
     """
     held = tuple(allocations)
+    fractions = Counter[str]()
+    for one in held:
+        fractions.update(dict.fromkeys(one.devices, one.milli))
     measured = {sample.uuid: sample.values for sample in samples if sample.instance is None}
     reasons = {
         gpu.uuid: health[gpu.uuid].reason
@@ -54,7 +57,10 @@ def node_status(
     }
     return GPUNodeStatus(
         summary=_summary(inventory, reasons, {uuid for one in held for uuid in one.devices}),
-        devices=tuple(_device(gpu, reasons[gpu.uuid], measured.get(gpu.uuid, {})) for gpu in inventory.gpus),
+        devices=tuple(
+            _device(gpu, reasons[gpu.uuid], fractions[gpu.uuid], measured.get(gpu.uuid, {}))
+            for gpu in inventory.gpus
+        ),
         resources=tuple(resources),
         allocations=held,
         links=topology.table.rows if topology.gpus == tuple(gpu.uuid for gpu in inventory.gpus) else (),
@@ -114,7 +120,7 @@ def _parts(gpu: GPU) -> set[str]:
     return {gpu.uuid, *(part.uuid for one in gpu.instances for part in one.compute)}
 
 
-def _device(gpu: GPU, reason: str, values: Mapping[str, float]) -> GPUDevice:
+def _device(gpu: GPU, reason: str, fraction_milli: int, values: Mapping[str, float]) -> GPUDevice:
     return GPUDevice(
         index=gpu.index,
         uuid=gpu.uuid,
@@ -122,6 +128,7 @@ def _device(gpu: GPU, reason: str, values: Mapping[str, float]) -> GPUDevice:
         memory_mib=gpu.memory_mib,
         healthy=not reason,
         reason=reason,
+        fraction_milli=fraction_milli,
         mig_enabled=gpu.mig == "on",
         instances=tuple(
             GPUInstance(

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from gpufleet.fleet.devices import device_of
+from gpufleet.fleet.fractions import FRACTION_RESOURCE
 from gpufleet.kube.conventions.picked_devices import picks_in
 from gpufleet.kube.objects import Pod
 
@@ -99,9 +100,16 @@ class Picks(msgspec.Struct, frozen=True):
 
 
 def picks_of(pod: Pod) -> tuple[Pick, ...]:
-    """The picks that came with a pod's binding; none where the annotation is absent or says nothing."""
+    """The picks that came with a pod's binding; none where the annotation is absent or says nothing.
+
+    Fractions are left out: no kubelet asks for them.
+    """
     found = picks_in(pod.metadata.annotations)
-    return tuple(Pick(pod.metadata.uid, one.container, one.resource, one.devices) for one in found)
+    return tuple(
+        Pick(pod.metadata.uid, one.container, one.resource, one.devices)
+        for one in found
+        if one.resource != FRACTION_RESOURCE
+    )
 
 
 def swapped(pick: Pick, ids: Sequence[str]) -> bool:

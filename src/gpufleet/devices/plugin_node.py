@@ -35,19 +35,25 @@ class PluginNode(msgspec.Struct, frozen=True):
         config: PluginConfig,
         sick: Collection[str],
         leaving: Collection[str] = (),
+        carrying: Collection[str] = (),
     ) -> PluginNode:
         """The value after the GPUs or the configuration have changed; `sick` are GPUs that no new pod may
-        use, `leaving` GPUs and instances that are about to go. Raises GpufleetError (SharedDeviceNotFound).
+        use, `leaving` GPUs and instances that are about to go, `carrying` GPUs that carry fractions. Raises
+        GpufleetError (SharedDeviceNotFound).
         """
         found = offer(inventory, config, sick, before=self.offer)
-        if leaving:
-            found = _without(found, leaving)
+        if leaving or carrying:
+            found = _without(found, leaving, carrying)
         return msgspec.structs.replace(self, offer=found, inventory=inventory, config=config)
 
     def preferred(
         self, resource: str, picks: Picks, available: Sequence[str], must: Sequence[str], size: int
     ) -> Sequence[str]:
-        """The ids that a container should get: the scheduler's pick, or else the best linked devices."""
+        """The ids that a container should get: the scheduler's pick, or else the best linked devices; none
+        that carry fractions, also when the kubelet has yet to hear of that.
+        """
+        carrying = {one.id for one in self.offer.resource(resource).devices if one.carrying}
+        available = [one for one in available if one not in carrying]
         picked = picks.answer(resource, available, must, size)
         if picked is not None:
             return picked
@@ -69,18 +75,15 @@ class PluginNode(msgspec.Struct, frozen=True):
         return devices, grant(devices, self.inventory, self.config, self.nodes)
 
 
-def _without(found: Offer, leaving: Collection[str]) -> Offer:
-    """The offer in which devices that are about to go are given to nobody."""
+def _without(found: Offer, leaving: Collection[str], carrying: Collection[str]) -> Offer:
+    """The offer in which devices that are about to go, or that carry fractions, are given to nobody."""
+
+    def marked(one: Device) -> Device:
+        healthy = one.healthy and one.uuid not in leaving and one.gpu not in leaving
+        return msgspec.structs.replace(one, healthy=healthy, carrying=one.gpu in carrying)
+
     resources = tuple(
-        msgspec.structs.replace(
-            resource,
-            devices=tuple(
-                msgspec.structs.replace(one, healthy=False)
-                if one.uuid in leaving or one.gpu in leaving
-                else one
-                for one in resource.devices
-            ),
-        )
+        msgspec.structs.replace(resource, devices=tuple(marked(one) for one in resource.devices))
         for resource in found.resources
     )
     return msgspec.structs.replace(found, resources=resources)

@@ -33,7 +33,8 @@ REASONS = {
 
 class Device(msgspec.Struct, frozen=True):
     """A device as the kubelet names it. `gpu` and `instance` are UUIDs (`instance` is empty for a whole GPU),
-    `index` is `0` or `0:3`: the GPU and its MIG device, counted by the ids of its instances.
+    `index` is `0` or `0:3`: the GPU and its MIG device, counted by the ids of its instances. One that is
+    `carrying` fractions of its GPU is well and given to nobody.
     """
 
     id: str
@@ -42,6 +43,12 @@ class Device(msgspec.Struct, frozen=True):
     index: str = ""
     numa_node: int = -1
     healthy: bool = True
+    carrying: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new pod may get it."""
+        return self.healthy and not self.carrying
 
     @property
     def uuid(self) -> str:
@@ -179,7 +186,7 @@ def _replicas(name: str, devices: list[Device], sharing: Sharing) -> Iterator[tu
 
 def _remembered(before: Offer, lost: Collection[str]) -> list[tuple[str, Device]]:
     return [
-        (resource.name, msgspec.structs.replace(device, healthy=False))
+        (resource.name, msgspec.structs.replace(device, healthy=False, carrying=False))
         for resource in before.resources
         for device in resource.devices
         if device.gpu in lost
@@ -193,6 +200,7 @@ def gpu_resources(found: Offer, policy: SharePolicy = "distributed") -> tuple[GP
             name=one.name,
             capacity=len(one.devices),
             healthy=sum(device.healthy for device in one.devices),
+            carrying=sum(device.healthy and device.carrying for device in one.devices),
             policy=policy,
         )
         for one in found.resources

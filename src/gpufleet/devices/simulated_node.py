@@ -88,6 +88,7 @@ class SimulatedGPUs:
         self.picks = Picks()
         self.node = PluginNode()
         self._quarantined: frozenset[str] = frozenset()
+        self._carrying: frozenset[str] = frozenset()
         self._desired = GPUNodeDesired()
         self._faults: Mapping[int, str] = {}
         self._loads: dict[_Unit, float] = {}
@@ -154,6 +155,12 @@ class SimulatedGPUs:
             self._derive()
             changed = True
         return changed
+
+    def carry(self, gpus: frozenset[str]) -> None:
+        """Give nobody these GPUs whole from now on: they carry fractions."""
+        if gpus != self._carrying:
+            self._carrying = gpus
+            self._derive()
 
     def recall(self, recorded: Iterable[GPUDevice]) -> None:
         """Cut the GPUs as a record says: a driver outlives its agent, a simulation does not."""
@@ -251,7 +258,7 @@ class SimulatedGPUs:
         sick = self._quarantined | self._observed.health.keys()
         profiles = self._observed.inventory.profiles
         self.config = with_sharing(self._own_config, self._desired.sharing, profiles)
-        self.node = self.node.derive(self._observed.inventory, self.config, sick)
+        self.node = self.node.derive(self._observed.inventory, self.config, sick, carrying=self._carrying)
 
     def _named(self, health: Health) -> Health:
         """The illnesses, those of GPUs that somebody broke for another reason than an XID by that reason."""

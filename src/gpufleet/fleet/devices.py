@@ -64,13 +64,15 @@ class HeldDevices(msgspec.Struct, frozen=True, gc=False):
 
 class Part(msgspec.Struct, frozen=True, gc=False):
     """A GPU or a MIG instance that a resource offers; `gpu` is the GPU that it is or lies on. One that is
-    `leaving` is asked to make room for other instances, and like a sick one it goes to no new pod.
+    `leaving` is asked to make room for other instances, and like a sick one it goes to no new pod. One that
+    is `carrying` fractions goes to nobody whole.
     """
 
     uuid: str
     gpu: str
     healthy: bool = True
     leaving: bool = False
+    carrying: bool = False
 
     @property
     def usable(self) -> bool:
@@ -108,7 +110,7 @@ class Pool(msgspec.Struct, frozen=True):
 
     def free(self, held: Iterable[HeldDevices]) -> dict[str, int]:
         """How many shares of each device (of an unshared one: 1) new pods can get."""
-        free = {part.uuid: self.replicas for part in self.parts if part.healthy and not part.leaving}
+        free = {part.uuid: self.replicas for part in self.parts if part.usable and not part.carrying}
         for one in held:
             for uuid in one.devices:
                 if uuid in free:

@@ -43,28 +43,38 @@ class Fraction(msgspec.Struct, frozen=True):
 
     def on(self, node: Node) -> int | None:
         """Milli-GPU of each GPU of a node; None where the node does not say how much memory its GPUs have."""
+        memory = node.labels.get(MEMORY_LABEL, "")
+        return self.of(int(memory) if memory.isdecimal() else 0)
+
+    def of(self, memory_mib: int) -> int | None:
+        """Milli-GPU of a GPU with so much memory; None where it has to be known and is not (0)."""
         if self.milli:
             return self.milli
-        memory = node.labels.get(MEMORY_LABEL, "")
-        if not memory.isdecimal() or int(memory) == 0:
-            return None
-        return -(-WHOLE_MILLI * self.memory_mib // int(memory))
+        return -(-WHOLE_MILLI * self.memory_mib // memory_mib) if memory_mib else None
 
 
 class Carried(msgspec.Struct, frozen=True):
     """The GPUs of a node that carry fractions: what is used of each (milli-GPU), and which each pod has.
 
-    A GPU goes by its UUID, or, as long as it is not known which one it will be, by a name of its own.
+    A GPU goes by its UUID, or, as long as it is not known which one it will be, by a name of its own. One of
+    which nothing is used is still kept for fractions by its agent. `closed` are GPUs that no new pod may use.
     `values` say what idle parts are worth (`fleet.gpu_prices`); without them the fullest GPU is the best.
     """
 
     used: Mapping[str, int] = {}
     by_pod: Mapping[str, tuple[str, ...]] = {}
+    closed: frozenset[str] = frozenset()
     values: Values = ()
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs are no longer there for pods that ask for whole ones."""
+        return len(self.used.keys() - self.closed)
 
     def fitting(self, milli: int) -> list[str]:
         """The GPUs with room for a part."""
-        return [gpu for gpu, used in self.used.items() if used <= WHOLE_MILLI - milli]
+        most = WHOLE_MILLI - milli
+        return [gpu for gpu, used in self.used.items() if used <= most and gpu not in self.closed]
 
     def with_part(
         self, pod: str, milli: int, count: int, *, known: tuple[str, ...] = (), whole: int = 0
@@ -76,7 +86,7 @@ class Carried(msgspec.Struct, frozen=True):
         used = dict(self.used)
         for gpu in gpus:
             used[gpu] = used.get(gpu, 0) + milli
-        return Carried(used, {**self.by_pod, pod: gpus}, self.values)
+        return Carried(used, {**self.by_pod, pod: gpus}, self.closed, self.values)
 
     def _best(self, pod: str, milli: int, count: int, whole: int) -> tuple[str, ...]:
         idle = {gpu: WHOLE_MILLI - self.used[gpu] for gpu in self.fitting(milli)}

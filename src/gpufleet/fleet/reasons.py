@@ -63,6 +63,12 @@ CODES: dict[str, str] = {
     "not a positive number, its parts form no tree, or it has no name.",
     "FractionInvalid": "What the pod states about the fraction of a GPU that it needs cannot be understood.",
     "TopologyUnsatisfied": "No domain of the level that pods of the gang must share has room for them.",
+    "FractionConflict": "A pod holds a whole GPU that carries fractions: another scheduler's pod got it in "
+    "the moment between the binding of the first fraction and its agent's knowledge of that.",
+    "FractionNotDelivered": "The container that has a fraction of a GPU does not learn which: the admission "
+    "policy that adds the variable was not there when the pod was created.",
+    "FractionsNotWithheld": "GPUs of the node carry no fractions, because another device plugin than "
+    "gpufleet's hands them out whole.",
     "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler, where that runs.",
     "ResourceClaimNotFound": "A ResourceClaim of the pod, or the template of one, does not exist.",
     "Terminating": "The pod is being deleted: it ends, or is not placed any more.",

@@ -13,6 +13,7 @@ from gpufleet.fleet.devices import (
     device_of,
     pools_of,
 )
+from gpufleet.fleet.fractions import FRACTION_RESOURCE
 from gpufleet.fleet.mig import Placement
 from gpufleet.kube.cuts import cuttable_gpus
 from gpufleet.kube.gpunode import GPUAllocation, GPUDevice, GPUNode
@@ -24,13 +25,19 @@ def node_devices(node: GPUNode) -> NodeDevices:
     leaving = _leaving(node)
     gpus = tuple(_gpu(one, leaving) for one in status.devices)
     offered = {one.name: Offered(one.capacity, one.healthy, one.policy) for one in status.resources}
-    held = tuple(_held(one) for one in status.allocations)
+    held = tuple(_held(one) for one in status.allocations if one.resource != FRACTION_RESOURCE)
     return NodeDevices(gpus, status.links, pools_of(gpus, offered), held)
 
 
 def _gpu(device: GPUDevice, leaving: frozenset[str]) -> NodeGPU:
     return NodeGPU(
-        whole=Part(device.uuid, device.uuid, device.healthy, device.uuid in leaving),
+        whole=Part(
+            device.uuid,
+            device.uuid,
+            device.healthy,
+            device.uuid in leaving,
+            carrying=device.fraction_milli > 0,
+        ),
         mig=device.mig_enabled,
         instances=tuple(
             (one.profile, Part(one.uuid, device.uuid, one.healthy, one.uuid in leaving))

@@ -100,6 +100,13 @@ class GPUDevice(APIStruct, frozen=True, kw_only=True, omit_defaults=False):
     memory_used_mib: Annotated[int, Meta(ge=0, description="Memory in use in MiB.")] = 0
     temperature_c: Annotated[int, Meta(ge=-50, le=200, description="Temperature in degrees Celsius.")] = 0
     power_w: Annotated[int, Meta(ge=0, le=5000, description="Power draw in watts.")] = 0
+    fraction_milli: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Milli-GPU that fractions take; 0 where there are none. Else nobody gets it whole.",
+        ),
+    ] = 0
     mig_enabled: Annotated[bool, Meta(description="Whether MIG mode is on.")] = False
     instances: Annotated[
         tuple[GPUInstance, ...], Meta(max_length=MAX_INSTANCES, description="MIG instances, by start slice.")
@@ -129,6 +136,9 @@ class GPUAllocation(APIStruct, frozen=True, kw_only=True):
             description="Device ids held where they are not the UUIDs: one for each share of a shared GPU.",
         ),
     ] = ()
+    milli: Annotated[
+        int, Meta(ge=0, description="Milli-GPU of each device, where it is a fraction; else 0.")
+    ] = 0
 
     @property
     def device_ids(self) -> tuple[str, ...]:
@@ -141,6 +151,10 @@ class GPUResource(APIStruct, frozen=True, kw_only=True):
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(rule="self.healthy <= self.capacity", message="more devices are healthy than exist"),
+        Rule(
+            rule="!has(self.carrying) || self.carrying <= self.healthy",
+            message="more devices carry fractions than are healthy",
+        ),
     )
 
     name: Annotated[str, Meta(max_length=128, description="Resource name, as nvidia.com/gpu.")]
@@ -148,9 +162,18 @@ class GPUResource(APIStruct, frozen=True, kw_only=True):
     healthy: Annotated[
         int, Meta(ge=0, description="Devices that new pods may use; trusted over Node.status.allocatable.")
     ]
+    carrying: Annotated[
+        int,
+        Meta(ge=0, description="Healthy devices that carry fractions; the kubelet gives them to nobody."),
+    ] = 0
     policy: Annotated[
         SharePolicy, Meta(description="Shares go to the least used device, or packed to the most used one.")
     ] = "distributed"
+
+    @property
+    def usable(self) -> int:
+        """How many devices the kubelet may give to new pods."""
+        return self.healthy - self.carrying
 
 
 class GPUSummary(APIStruct, frozen=True, kw_only=True, omit_defaults=False):

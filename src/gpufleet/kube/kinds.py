@@ -90,6 +90,20 @@ CSI_STORAGE_CAPACITIES = Kind("storage.k8s.io", "v1", "csistoragecapacities", "C
 CRDS = Kind(
     "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
 )
+MUTATING_POLICIES = Kind(
+    "admissionregistration.k8s.io",
+    "v1",
+    "mutatingadmissionpolicies",
+    "MutatingAdmissionPolicy",
+    namespaced=False,
+)
+MUTATING_POLICY_BINDINGS = Kind(
+    "admissionregistration.k8s.io",
+    "v1",
+    "mutatingadmissionpolicybindings",
+    "MutatingAdmissionPolicyBinding",
+    namespaced=False,
+)
 VALIDATING_POLICIES = Kind(
     "admissionregistration.k8s.io",
     "v1",

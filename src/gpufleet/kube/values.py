@@ -19,6 +19,7 @@ from gpufleet.kube.conventions.fractions import fraction_of
 from gpufleet.kube.conventions.gangs import gang_of
 from gpufleet.kube.conventions.picked_devices import picks_in
 from gpufleet.kube.cuts import cuttable_gpus
+from gpufleet.kube.fractions import carrying_gpus, may_carry, sick_gpus, withheld_shares
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.requests import device_claims, effective_requests
 from gpufleet.kube.times import parse_time
@@ -113,6 +114,8 @@ def node_value(node: objects.Node, gpu_node: GPUNode | None = None) -> Node:
     gpus = cuttable_gpus(gpu_node) if gpu_node is not None else ()
     for name, count in counted(gpus, going=True).items():
         allocatable[name] = allocatable.get(name, 0) - count
+    for name, count in withheld_shares(gpu_node).items() if gpu_node is not None else ():
+        allocatable[name] -= count
     ready = next((c.status for c in node.status.conditions if c.type == "Ready"), "Unknown")
     return Node(
         name=node.metadata.name,
@@ -124,6 +127,9 @@ def node_value(node: objects.Node, gpu_node: GPUNode | None = None) -> Node:
         unhealthy={name: count for name, count in sick.items() if count > 0},
         gpus=gpus,
         may_switch=bool(gpus) and gpu_node is not None and gpu_node.spec.desired.allow_mode_switch,
+        sick=sick_gpus(gpu_node) if gpu_node is not None else (),
+        carrying=carrying_gpus(gpu_node) if gpu_node is not None else (),
+        may_carry=gpu_node is None or may_carry(gpu_node),
     )
 
 

@@ -1,5 +1,6 @@
 """The objects that every local fleet has before its first workload: custom resources, priority classes, the
-policy that keeps picks of devices the scheduler's, and kinds of other vendors that manifests name.
+policies that keep picks of devices the scheduler's and give pods their fractions of GPUs, and kinds of other
+vendors that manifests name.
 
 They are applied at every `up` by server-side apply, so that a newer gpufleet brings its newer resources, and
 they are in the API server before anything that watches them starts.
@@ -12,9 +13,11 @@ from typing import Any
 from gpufleet.kube import crds
 from gpufleet.kube.client import Client
 from gpufleet.kube.custom_resources import custom_resources
+from gpufleet.kube.fraction_policies import fraction_policies
 from gpufleet.kube.kinds import PRIORITY_CLASSES, VALIDATING_POLICIES, VALIDATING_POLICY_BINDINGS
 from gpufleet.kube.picks_policy import picks_policy, picks_policy_binding
 from gpufleet.local.vendor_kinds import install_vendor_kinds
+from gpufleet.scheduling.owners import answered_names
 
 FIELD_MANAGER = "gpufleet"
 
@@ -59,5 +62,7 @@ async def apply_builtin(client: Client) -> None:
         await client.apply(PRIORITY_CLASSES, priority, field_manager=FIELD_MANAGER)
     await client.apply(VALIDATING_POLICIES, picks_policy(), field_manager=FIELD_MANAGER)
     await client.apply(VALIDATING_POLICY_BINDINGS, picks_policy_binding(), field_manager=FIELD_MANAGER)
+    for kind, policy in fraction_policies(answered_names(())):
+        await client.apply(kind, policy, field_manager=FIELD_MANAGER)
     await crds.establish(client, custom_resources())
     await install_vendor_kinds(client)

@@ -26,7 +26,7 @@ from gpufleet.scheduling.cycle import Policy, decide
 from gpufleet.scheduling.filters import pod_problem
 from gpufleet.scheduling.gangs import Unit, units
 from gpufleet.scheduling.holders import in_the_way
-from gpufleet.scheduling.ledger import Ledger, NodeAccount, account_of
+from gpufleet.scheduling.ledger import NOTHING_KEPT, Ledger, NodeAccount, account_of
 from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
 
@@ -267,7 +267,9 @@ class _Asking:
             node = at_its_best(account.node)
             gpus = (f"{n} {r}" for r, n in sorted(node.allocatable.items()) if n and is_gpu_resource(r))
             offered = ", ".join(gpus) or "no GPU"
-            if offered not in kinds and any(search.allows(account_of(node, {})) for search in searches):
+            if offered not in kinds and any(
+                search.allows(account_of(node, {}, NOTHING_KEPT)) for search in searches
+            ):
                 kinds[offered] = node
         most = len(self._unit.pods)
         for offered, node in sorted(kinds.items()):
@@ -323,7 +325,7 @@ class _Asking:
     def _account(self, changed: Snapshot, name: str) -> NodeAccount:
         account = self._accounts.get(name)
         if account is None:
-            return account_of(changed.nodes[name], {})
+            return account_of(changed.nodes[name], {}, NOTHING_KEPT)
         here, left = self._snapshot.pods_by_node.get(name, {}), changed.pods_by_node.get(name, {})
         gone = here.keys() - left.keys() if here is not left else set()
         gone |= account.pods.keys() & (self._snapshot.unbound.keys() - changed.unbound.keys())

@@ -25,7 +25,7 @@ from gpufleet.scheduling.cuts import Cutting
 from gpufleet.scheduling.cycle import Policy, consider, decide
 from gpufleet.scheduling.gangs import Unit, subgroup_of, units
 from gpufleet.scheduling.holders import Holder, holders, in_the_way
-from gpufleet.scheduling.ledger import Ledger, account_of
+from gpufleet.scheduling.ledger import NOTHING_KEPT, Ledger, account_of
 from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
 
@@ -153,7 +153,7 @@ def fits_empty(snapshot: Snapshot, unit: Unit) -> bool:
     """
     nodes = {name: at_its_best(node) for name, node in snapshot.nodes.items()}
     empty = msgspec.structs.replace(snapshot, nodes=nodes, pods_by_node={})
-    accounts = {name: account_of(node, {}) for name, node in nodes.items()}
+    accounts = {name: account_of(node, {}, NOTHING_KEPT) for name, node in nodes.items()}
     pods = [_in_company(pod, snapshot) for pod in unit.pods]
     placed = place(pods, Trial(Ledger(empty, accounts)))
     if unit.enough([placement.pod for placement in placed]):

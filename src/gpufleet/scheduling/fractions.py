@@ -50,10 +50,11 @@ def prepare_packing(pod: Pod, ledger: Ledger) -> Measure | None:
 
     def measure(account: NodeAccount) -> int:
         milli = fraction.on(account.node) or 0
-        fitting = account.carried.fitting(milli)[: fraction.devices]
-        if len(fitting) < fraction.devices:
+        carried = account.carried
+        idle = sorted(WHOLE_MILLI - carried.used[gpu] for gpu in carried.fitting(milli))[: fraction.devices]
+        if len(idle) < fraction.devices:
             return max(0, _NEW_GPU - account.free(WHOLE_RESOURCE))
-        left = sum(WHOLE_MILLI - milli - account.carried.used[gpu] for gpu in fitting)
+        left = sum(idle) - milli * fraction.devices
         return 100 - left * _NEW_GPU // (WHOLE_MILLI * fraction.devices)
 
     return measure
@@ -61,7 +62,8 @@ def prepare_packing(pod: Pod, ledger: Ledger) -> Measure | None:
 
 def _offered(devices: NodeDevices | None, account: NodeAccount) -> bool:
     pool = devices.pools.get(WHOLE_RESOURCE) if devices is not None else None
-    return pool is not None and pool.whole and account.node.allocatable.get(WHOLE_RESOURCE, 0) > 0
+    whole = pool is not None and pool.whole and account.node.may_carry
+    return whole and account.node.allocatable.get(WHOLE_RESOURCE, 0) > 0
 
 
 def _shortage(devices: int, milli: int, account: NodeAccount) -> Block | None:
@@ -73,5 +75,5 @@ def _shortage(devices: int, milli: int, account: NodeAccount) -> Block | None:
         return None
     if devices > 1:
         return Block("InsufficientResource", f"GPUs with {milli} milli-GPU", devices, have)
-    most = WHOLE_MILLI - min(account.carried.used.values(), default=WHOLE_MILLI)
+    most = max((WHOLE_MILLI - account.carried.used[gpu] for gpu in account.carried.fitting(0)), default=0)
     return Block("InsufficientResource", "milli-GPU of one GPU", milli, most)

@@ -7,15 +7,16 @@ somebody's end would let the pod in: a node that is cordoned or too small is nob
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 import msgspec
 
+from gpufleet.fleet.devices import WHOLE_RESOURCE
 from gpufleet.fleet.pods import Pod
 from gpufleet.scheduling.affinity import term_test
 from gpufleet.scheduling.gangs import Unit
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
-from gpufleet.scheduling.placement import Block
 from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
 
@@ -122,14 +123,20 @@ def _holds(pod: Pod, trial: Trial) -> Iterator[Hold]:
         elif block.code == "HostPortTaken":
             yield from _port_holds(pod, accounts[node])
         else:
-            yield from _resource_holds(block, accounts[node])
+            short = {part.detail for part in block.parts}
+            yield from _resource_holds(
+                short | {WHOLE_RESOURCE} if pod.shape.fraction else short, accounts[node]
+            )
 
 
-def _resource_holds(block: Block, account: NodeAccount) -> Iterator[Hold]:
-    short = [part.detail for part in block.parts]
+def _resource_holds(short: AbstractSet[str], account: NodeAccount) -> Iterator[Hold]:
     for other in account.pods.values():
         requests = dict(other.shape.requests)
-        for resource in short:
+        fraction = other.shape.fraction
+        if fraction is not None and WHOLE_RESOURCE in short:
+            milli = fraction.on(account.node) or 0
+            yield Hold(other, account.name, "milli-GPU", milli * fraction.devices)
+        for resource in sorted(short):
             if amount := requests.get(resource, 0):
                 yield Hold(other, account.name, resource, amount)
 

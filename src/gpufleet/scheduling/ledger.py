@@ -19,9 +19,14 @@ from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import HostPort, Pod
 from gpufleet.fleet.snapshot import Snapshot
 
+NOTHING_KEPT: frozenset[str] = frozenset()
+
 
 class NodeAccount(msgspec.Struct, frozen=True):
-    """One node, its pods by key, and the sums that filters and scores read."""
+    """One node, its pods by key, and the sums that filters and scores read.
+
+    `kept` are GPUs that carry fractions of no pod any more, and that the agent has yet to give back.
+    """
 
     node: Node
     pods: Mapping[str, Pod]
@@ -29,6 +34,7 @@ class NodeAccount(msgspec.Struct, frozen=True):
     ports: tuple[HostPort, ...]
     anti_affine: tuple[Pod, ...]
     carried: Carried = NOTHING_CARRIED
+    kept: frozenset[str] = NOTHING_KEPT
 
     @property
     def name(self) -> str:
@@ -55,13 +61,14 @@ class NodeAccount(msgspec.Struct, frozen=True):
             self.ports + pod.shape.host_ports,
             (*self.anti_affine, pod) if pod.shape.anti_affinity else self.anti_affine,
             _carry(pod, self.node, self.carried, used) if pod.shape.fraction else self.carried,
+            self.kept,
         )
 
     def without(self, keys: Iterable[str]) -> NodeAccount:
         """This account without the named pods; names that are not here are ignored."""
         gone = set(keys)
         pods = {key: pod for key, pod in self.pods.items() if key not in gone}
-        return account_of(self.node, pods, self.carried.values)
+        return account_of(self.node, pods, self.kept, self.carried.values)
 
     def ending(self, keys: Iterable[str]) -> NodeAccount:
         """This account with the named pods terminating: they hold what they hold until they are gone."""
@@ -70,25 +77,31 @@ class NodeAccount(msgspec.Struct, frozen=True):
             key: msgspec.structs.replace(pod, terminating=True) if key in doomed else pod
             for key, pod in self.pods.items()
         }
-        return account_of(self.node, pods, self.carried.values)
+        return account_of(self.node, pods, self.kept, self.carried.values)
 
 
-def account_of(node: Node, pods: Mapping[str, Pod], values: Values = ()) -> NodeAccount:
-    """The account of a node that runs `pods`, computed from nothing else; `values` are those of idle parts of
-    GPUs.
+def account_of(
+    node: Node, pods: Mapping[str, Pod], kept: frozenset[str] | None = None, values: Values = ()
+) -> NodeAccount:
+    """The account of a node that runs `pods`, computed from nothing else; `kept` is known where they are only
+    some of those that run there, and `values` are those of idle parts of GPUs.
     """
-    used: dict[str, int] = {}
+    if kept is None:
+        kept = frozenset(node.carrying).difference(
+            *(pick.devices for pod in pods.values() if pod.shape.fraction for pick in pod.picks)
+        )
+    carried = Carried(dict.fromkeys(sorted(kept), 0), closed=frozenset(node.sick), values=values)
+    used: dict[str, int] = {WHOLE_RESOURCE: carried.gpus} if carried.gpus else {}
     ports: list[HostPort] = []
     for pod in pods.values():
         for resource, amount in pod.shape.requests:
             used[resource] = used.get(resource, 0) + amount
         ports.extend(pod.shape.host_ports)
     anti_affine = tuple(pod for pod in pods.values() if pod.shape.anti_affinity)
-    carried = Carried(values=values) if values else NOTHING_CARRIED
     # Where it is known which GPUs a pod has, they are counted before others choose.
     for pod in sorted((pod for pod in pods.values() if pod.shape.fraction), key=lambda pod: not pod.picks):
         carried = _carry(pod, node, carried, used)
-    return NodeAccount(node, pods, used, tuple(ports), anti_affine, carried)
+    return NodeAccount(node, pods, used, tuple(ports), anti_affine, carried, kept)
 
 
 def _carry(pod: Pod, node: Node, carried: Carried, used: dict[str, int]) -> Carried:
@@ -100,8 +113,7 @@ def _carry(pod: Pod, node: Node, carried: Carried, used: dict[str, int]) -> Carr
     known = tuple(uuid for pick in pod.picks if pick.resource == FRACTION_RESOURCE for uuid in pick.devices)
     whole = node.allocatable.get(WHOLE_RESOURCE, 0) - used.get(WHOLE_RESOURCE, 0)
     after = carried.with_part(pod.key, milli, fraction.devices, known=known, whole=max(0, whole))
-    opened = len(after.used) - len(carried.used)
-    used[WHOLE_RESOURCE] = used.get(WHOLE_RESOURCE, 0) + opened
+    used[WHOLE_RESOURCE] = used.get(WHOLE_RESOURCE, 0) + after.gpus - carried.gpus
     return after
 
 
@@ -131,7 +143,7 @@ class Ledger:
             pods = snapshot.pods_by_node.get(name, _NO_PODS)
             account = known.get(name)
             if account is None or not account.is_of(node, pods, values):
-                account = account_of(node, pods, values)
+                account = account_of(node, pods, values=values)
             accounts[name] = account
         return cls(snapshot, accounts)
 

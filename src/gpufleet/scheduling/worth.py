@@ -103,7 +103,8 @@ def packed_otherwise(prepare: Callable[[Pod, Ledger], Measure | None]) -> Callab
 
 def free_node(account: NodeAccount) -> FreeNode:
     """What is idle on a node, as far as whole GPUs and parts of them go; the emptiest last."""
-    parts = sorted(MILLI - used for used in account.carried.used.values() if used < MILLI)
+    carried = account.carried
+    parts = sorted(MILLI - carried.used[gpu] for gpu in carried.fitting(1))
     whole = max(0, account.free(WHOLE_RESOURCE))
     return FreeNode(_product(account), account.free("cpu"), (*parts, *(MILLI,) * whole))
 

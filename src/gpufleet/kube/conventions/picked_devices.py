@@ -2,7 +2,9 @@
 
 Its value is JSON: for each container and resource the UUIDs of GPUs or MIG instances, for example
 `{"main": {"nvidia.com/gpu": ["GPU-..."]}}`, in the order in which a kubelet asks for them. It is written with
-the binding and by nobody else (`kube.picks_policy`).
+the binding and by nobody else (`kube.picks_policy`). With a fraction of GPUs comes a second one,
+`gpufleet.dev/visible-devices`: their UUIDs, joined by commas, as the variable of the container has them that
+takes its value from there (`kube.fraction_policies`).
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from gpufleet.fleet.devices import DevicePick
+from gpufleet.fleet.fractions import FRACTION_RESOURCE
 
 DEVICES_ANNOTATION = "gpufleet.dev/devices"
+VISIBLE_ANNOTATION = "gpufleet.dev/visible-devices"
 
 Devices = Mapping[str, Mapping[str, tuple[str, ...]]]
 """UUIDs by container and resource."""
@@ -53,6 +57,10 @@ def annotated(picks: Iterable[DevicePick], before: Iterable[DevicePick] = ()) ->
     any.
     """
     devices: dict[str, dict[str, tuple[str, ...]]] = {}
+    visible: list[str] = []
     for pick in picks:
         devices.setdefault(pick.container, {})[pick.resource] = pick.devices
-    return {DEVICES_ANNOTATION: format_devices(devices)} if devices or any(before) else {}
+        if pick.resource == FRACTION_RESOURCE:
+            visible += pick.devices
+    found = {DEVICES_ANNOTATION: format_devices(devices)} if devices or any(before) else {}
+    return found | {VISIBLE_ANNOTATION: ",".join(visible)} if visible else found

@@ -71,7 +71,7 @@ class Holdings(msgspec.Struct, frozen=True):
                 return Shortage(claim.resource, claim.count, None)
             pool = reusable.setdefault(claim.resource, [])
             chosen = pool[: claim.count]
-            free = [one.id for one in offered[claim.resource] if one.healthy and one.id not in taken]
+            free = [one.id for one in offered[claim.resource] if one.usable and one.id not in taken]
             missing = claim.count - len(chosen)
             if missing > len(free):
                 return Shortage(claim.resource, claim.count, len(free) + len(chosen))

@@ -213,7 +213,7 @@ def node_status(machine: Machine, resources: Iterable[GPUResource], port: int, n
     """The status of a node that works; `port` is that of the kubelet endpoint."""
     capacity, allocatable = dict(machine.capacity), dict(machine.capacity)
     for one in resources:
-        capacity[one.name], allocatable[one.name] = str(one.capacity), str(one.healthy)
+        capacity[one.name], allocatable[one.name] = str(one.capacity), str(one.usable)
     return {
         "capacity": capacity,
         "allocatable": allocatable,

@@ -12,12 +12,21 @@ import msgspec
 
 from gpufleet.devices.clocks import Clock, RunningClock
 from gpufleet.devices.exporter import ExportedNode
+from gpufleet.devices.fraction_pods import (
+    FractionPod,
+    carrying,
+    fraction_allocations,
+    fraction_pod,
+    fraction_problems,
+)
 from gpufleet.devices.picks import picks_of
 from gpufleet.devices.sampling import Sampled
 from gpufleet.devices.simulated_node import SimulatedGPUs, fault_problem
+from gpufleet.fleet.devices import REPLICA_SEPARATOR
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.quantities import resource_amount
+from gpufleet.fleet.reasons import Reason
 from gpufleet.kube import objects
 from gpufleet.kube.gpunode import GPUAllocation, GPUNode, GPUNodeStatus
 from gpufleet.kube.requests import device_claims
@@ -75,6 +84,7 @@ class SimulatedNode:
         """Pods whose devices are not on record yet."""
         self._value = Node(machine.name, machine.labels, self._capacity())
         self._pods: dict[str, Pod] = {}
+        self._fractions: dict[str, FractionPod] = {}
         self._addresses: dict[str, int] = {}
         self._next = 1
 
@@ -118,7 +128,8 @@ class SimulatedNode:
         return changed
 
     def _busy(self) -> frozenset[str]:
-        return frozenset(uuid for holding in self.holdings.all for uuid in holding.devices)
+        held = frozenset(uuid for holding in self.holdings.all for uuid in holding.devices)
+        return held | carrying(self._fractions.values())
 
     def look(self) -> bool:
         """Take in what has happened to the GPUs; whether what is offered or said of them changed."""
@@ -128,7 +139,16 @@ class SimulatedNode:
 
     def status(self) -> GPUNodeStatus:
         """What the devices are and who holds them."""
-        return self.gpus.status(self.holdings.allocations())
+        return self.gpus.status(self._allocations())
+
+    def fraction_problems(self) -> tuple[Reason, ...]:
+        """What is wrong with fractions of the node's GPUs."""
+        held = self.holdings.allocations()
+        return fraction_problems(tuple(self._fractions.values()), held, self.gpus.inventory)
+
+    def _allocations(self) -> tuple[GPUAllocation, ...]:
+        parts = fraction_allocations(self._fractions.values(), self.gpus.inventory)
+        return self.holdings.allocations() + parts
 
     def measure(self) -> bool:
         """Read the sensors; whether a reading moved by more than people care about."""
@@ -143,7 +163,7 @@ class SimulatedNode:
         """Bring the page of metrics up to what the GPUs are and who holds them."""
         if self.page is not None:
             self.page.observed(self.gpus.inventory)
-            self.page.held(self.holdings.allocations())
+            self.page.held(self._allocations())
 
     def recall(self, gpu_node: GPUNode) -> None:
         """Cut the GPUs as they were, where the scheduler cuts them: the fleet file does not say it there."""
@@ -161,11 +181,14 @@ class SimulatedNode:
         refusal = refuses(value, self._value, self._others(value)) or self.allocate(pod)
         if refusal is None:
             self._pods[value.uid] = value
+            if self._carry(pod):
+                self.recording.add(value.uid)
         return refusal
 
     def keep(self, pod: objects.Pod) -> None:
         """Count a pod that runs here already, or that was granted other resources, by its spec."""
         self._pods[pod.metadata.uid] = _asking(pod)
+        self._carry(pod)
 
     def allocate(self, pod: objects.Pod) -> Rejection | None:
         """Give a pod its devices, unless it holds them; None when it has what it asks for."""
@@ -189,7 +212,7 @@ class SimulatedNode:
         return None
 
     def release(self, uid: str) -> bool:
-        """Stop counting a pod and free its devices and address; whether it held devices."""
+        """Stop counting a pod and free its devices and address; whether it held devices or parts of them."""
         self._pods.pop(uid, None)
         self._addresses.pop(uid, None)
         self.recording.discard(uid)
@@ -197,7 +220,10 @@ class SimulatedNode:
         after = before.release(uid)
         if after is not before:
             self._hold(after)
-        return after is not before
+        fraction = self._fractions.pop(uid, None)
+        if fraction is not None:
+            self._carried()
+        return after is not before or fraction is not None
 
     def resize_refusal(self, pod: objects.Pod) -> Rejection | None:
         """Why the resources that a running pod asks for anew cannot be granted beside the others."""
@@ -210,8 +236,11 @@ class SimulatedNode:
 
     def held(self, uid: str, container: str) -> tuple[str, ...]:
         """The UUIDs that a container of a pod holds."""
-        holdings = self.holdings.of(uid)
-        return tuple(uuid for one in holdings if one.container == container for uuid in one.devices)
+        found = [uuid for one in self.holdings.of(uid) if one.container == container for uuid in one.devices]
+        fraction = self._fractions.get(uid)
+        if fraction is not None and fraction.container == container:
+            found += fraction.devices
+        return tuple(found)
 
     def address(self, pod: objects.Pod) -> str:
         """The next free address of the node for a pod; empty when the range is used up."""
@@ -235,14 +264,37 @@ class SimulatedNode:
 
     def _capacity(self) -> Mapping[str, int]:
         plain = {name: resource_amount(name, text) for name, text in self.machine.capacity.items()}
-        return plain | {one.name: one.healthy for one in self.gpus.resources}
+        return plain | {one.name: one.usable for one in self.gpus.resources}
 
     def _count_devices(self) -> None:
         self._value = msgspec.structs.replace(self._value, allocatable=self._capacity())
 
     def _hold(self, holdings: Holdings) -> None:
         self.holdings = holdings
-        self.gpus.occupy(one for holding in holdings.all for one in holding.ids)
+        self._occupy()
+
+    def _carry(self, pod: objects.Pod) -> bool:
+        """Take note of the fraction that a pod has; whether it has one."""
+        fraction = fraction_pod(pod)
+        if fraction is None:
+            return False
+        self._fractions[fraction.uid] = fraction
+        self._carried()
+        return True
+
+    def _carried(self) -> None:
+        self.gpus.carry(carrying(self._fractions.values()))
+        self._count_devices()
+        self._occupy()
+
+    def _occupy(self) -> None:
+        """Make busy what containers hold; those with fractions work like those with shares."""
+        parts = (
+            f"{uuid}{REPLICA_SEPARATOR}{number}"
+            for number, one in enumerate(self._fractions.values())
+            for uuid in one.devices
+        )
+        self.gpus.occupy((*(one for holding in self.holdings.all for one in holding.ids), *parts))
 
     def _preferred(
         self, resource: str, available: Sequence[str], must: Sequence[str], size: int

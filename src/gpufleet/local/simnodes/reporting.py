@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from gpufleet.devices.fraction_pods import fraction_condition
 from gpufleet.devices.node_report import conditions
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.cuts import MIG_CONDITION
@@ -195,7 +196,7 @@ class RecordWriter:
         """Tell the Node object too, as a kubelet does when a device plugin reports a change of health."""
         gone: dict[str, str | None] = {one.name: None for one in before}
         capacity = gone | {one.name: str(one.capacity) for one in now}
-        allocatable = gone | {one.name: str(one.healthy) for one in now}
+        allocatable = gone | {one.name: str(one.usable) for one in now}
         patch = {"status": {"capacity": capacity, "allocatable": allocatable}}
         await self._client.patch(
             NODES, node.name, patch, strategy="strategic", subresource="status", type=PartialObject
@@ -208,6 +209,7 @@ class RecordWriter:
         told = (
             ("Ready", True, "AgentReady", "the simulated agent reports"),
             (MIG_CONDITION, not problem, "MigBlocked" if problem else "MigAsAsked", problem),
+            fraction_condition(node.fraction_problems()),
         )
         return msgspec.structs.replace(
             node.status(),

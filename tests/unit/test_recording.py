@@ -43,6 +43,19 @@ def shuffled(value: Any, draw: random.Random) -> Any:
     return value
 
 
+def cluster_recording(focus: str, seed: int) -> Recording:
+    """A random cluster of manifests whose pods are all gpufleet's to decide."""
+    asked = cluster(focus, seed)
+    things = [*asked["pods"], asked["incoming"]]
+    snapshot = snapshot_of(
+        tuple(node_value(one) for one in typed(asked["nodes"], objects.Node)),
+        tuple(pod_value(one) for one in typed(things, objects.Pod)),
+        namespaces={n["metadata"]["name"]: n["metadata"]["labels"] for n in asked["namespaces"]},
+        **storage_of(asked),
+    )
+    return Recording(snapshot, Policy(frozenset(one.scheduler for one in pods_of(snapshot))))
+
+
 def decides_the_same(recording: Recording, seed: int = 0) -> None:
     """The recording comes back as it was, and its plan is that of the live snapshot, whatever the order in
     which the live one came about.
@@ -75,16 +88,7 @@ def test_a_node_whose_devices_are_being_given(snapshot: Snapshot, seed: int) -> 
 @pytest.mark.parametrize("focus", FOCUSES)
 def test_clusters_with_every_stock_constraint(focus: str) -> None:
     for seed in range(40):
-        asked = cluster(focus, seed)
-        things = [*asked["pods"], asked["incoming"]]
-        snapshot = snapshot_of(
-            tuple(node_value(one) for one in typed(asked["nodes"], objects.Node)),
-            tuple(pod_value(one) for one in typed(things, objects.Pod)),
-            namespaces={n["metadata"]["name"]: n["metadata"]["labels"] for n in asked["namespaces"]},
-            **storage_of(asked),
-        )
-        schedulers = frozenset(one.scheduler for one in pods_of(snapshot))
-        decides_the_same(Recording(snapshot, Policy(schedulers)), seed)
+        decides_the_same(cluster_recording(focus, seed), seed)
 
 
 def test_gpus_that_are_cut() -> None:

@@ -24,11 +24,17 @@ def command() -> None:
 
 @command.command("save", short_help="Save what the scheduler sees of a cluster")
 @click.argument("file")
+@click.option(
+    "--redact",
+    is_flag=True,
+    help="Replace names of pods, namespaces, nodes and owners, uids and label values by pseudonyms.",
+)
 @schedulers_option("gpufleet, and every known one that nobody runs")
 @cluster_options
 @everywhere
 def save_command(
     file: str,
+    redact: bool,
     schedulers: str | None,
     kubeconfig: str | None,
     context: str | None,
@@ -37,7 +43,9 @@ def save_command(
     """Save what the scheduler sees of a cluster into FILE (compressed if it ends with .gz; - for stdout).
 
     It holds nodes, devices, pods with their requests and constraints, volumes and budgets; no images, no
-    commands, no environment, no secrets. gpufleet need not run on the cluster, and nothing is changed.
+    commands, no environment, no secrets. gpufleet need not run on the cluster, and nothing is changed. With
+    --redact the file can be given to others: it decides the same. Resources, GPU products, MIG profiles, keys
+    of labels and taints, names of storage drivers and of schedulers stay.
 
     \b
     gpufleet snapshot save cluster.json.gz
@@ -47,9 +55,17 @@ def save_command(
     """
     config = choose_cluster(kubeconfig, context, name)
     recording = asyncio.run(live_recording(config, "snapshot", schedulers))
+    if redact:
+        recording = _redacted(recording)
     size = write_recording(recording, file)
     if file != "-":
         sys.stderr.write(f"{file}: {_summary(recording)}, {size} bytes\n")
+
+
+def _redacted(recording: Recording) -> Recording:
+    from gpufleet.scheduling.redaction import Redaction
+
+    return Redaction(recording).recording
 
 
 def _summary(recording: Recording) -> str:

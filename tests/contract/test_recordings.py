@@ -294,6 +294,32 @@ async def test_what_was_decided_live_is_decided_again_from_its_files(
     assert found["actions"]["Bind"] > 10
 
 
+async def test_the_process_records_until_its_last_decision(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    kubeconfig = control_plane.write_kubeconfig(tmp_path / "config", {"token": "first-token"})
+    folder = tmp_path / "recorded"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gpufleet.controller", "--rooms=scheduling", "--no-leader-election"),
+        *(f"--kubeconfig={kubeconfig}", f"--scheduler-names={SCHEDULER}", "--metrics-port=0"),
+        *(f"--record={folder}", "--record-last=5"),
+        env={**os.environ, "PYTHONHASHSEED": "99"},
+        cwd=ROOT,
+    )
+    try:
+        async with Client(control_plane.config) as client:
+            fleet = Fleet(client, namespace, seed=2)
+            await fleet.prepare()
+            while len(list(folder.glob(f"*{SNAPSHOT}"))) < 5:
+                await fleet.step()
+    finally:
+        process.terminate()
+        assert await process.wait() == 0
+    found = await asyncio.to_thread(replayed, folder)
+    assert (found["decisions"], found["different"], found["again"]) == (5, [], [])
+    assert len(list(folder.iterdir())) == 10
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 async def test_a_thousand_live_decisions_are_decided_again_from_their_files(

@@ -85,9 +85,36 @@ def test_people_see_what_would_be_different(run: Run, saved: str) -> None:
     rows = [line.split("\t") for line in out.splitlines()]
     assert ["nodes", "2", "1"] in rows
     assert ["nvidia.com/gpu H100 (pool train) used", "3 of 6", "3 of 4"] in rows
-    (there,) = [row for row in rows if row[0] == "default/there"]
-    assert there[1:3] == ["running on a", "placed on b"]
-    assert there[3].startswith("OnlyFit: ")
+    assert "default/there: running on a -> placed on b\n  OnlyFit  no other node fits than b\n" in out
+
+
+def test_pods_that_change_in_one_way_are_told_together(run: Run, saved: str, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(JOB.replace("parallelism: 2", "parallelism: 9").replace("gpu: 2", "gpu: 99"))
+    code, out, _ = run("plan", "what-if", "--snapshot", saved, "-f", str(file))
+    assert code == 0
+    named = ", ".join(f"default/train-{number}" for number in range(4))
+    assert f"\n{named} and 5 more: not there -> pending\n  ExceedsNodeCapacity  " in out
+
+
+def test_the_taint_of_a_resource_is_tolerated_where_admission_does_it(run: Run, tmp_path: Path) -> None:
+    file, saved = tmp_path / "job.yaml", str(tmp_path / "s.json")
+    file.write_text(JOB)
+    tainted = node("a", gpus=4, taints=("nvidia.com/gpu=present:NoSchedule",))
+    for there, states, words in (
+        (
+            pod("there", gpus=1, node="a", tolerations=["nvidia.com/gpu"]),
+            (1, 1),
+            "the taint nvidia.com/gpu is",
+        ),
+        (pod("there", gpus=1, node="a"), (0, 2), ""),
+    ):
+        write_recording(Recording(snapshot_of((tainted,), (there,))), saved)
+        _, out, err = run("plan", "what-if", "--snapshot", saved, "-f", str(file), "-o", "json")
+        pods = json.loads(out)["after"]["pods"]
+        assert (pods["placed"], pods["pending"]) == states
+        assert err.startswith(words)
+        assert bool(err) == bool(words)
 
 
 def test_a_manifest_runs_on_the_copy(run: Run, saved: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +28,21 @@ if TYPE_CHECKING:
     from gpufleet.fleet.pods import Pod
     from gpufleet.kube.config import ClusterConfig
     from gpufleet.kube.manifests import Manifest
-    from gpufleet.scheduling.cycle import Policy
     from gpufleet.scheduling.recording import Recording
-    from gpufleet.scheduling.whatif import Added, Answer, Outcome, Summary
+    from gpufleet.scheduling.whatif import Added, Answer, Changed, Outcome, Summary
 
 MOST_NODES = 100_000
 
 STYLES = {"placed": "green", "soon": "cyan", "evicted": "red", "gone": "red", "pending": "yellow"}
 
 _ADD = re.compile(r"like=(?P<like>[^,=]+)(,count=(?P<count>[0-9]{1,6}))?")
-_SHOWN = 50
-"""How many pods people are shown; programs get all of them."""
+_SHOWN = 20
+"""How many different changes people are shown; programs get the change of every pod."""
+
+_NAMED = 4
+"""How many pods are named that change in one way."""
 
 _COUNTS = (Column(""), Column("BEFORE", number=True), Column("AFTER", number=True))
-_PODS = (Column("POD"), Column("BEFORE"), Column("AFTER"), Column("WHY", drop=1))
 
 
 @click.group("plan", short_help="What if: other nodes or a manifest on a copy of the fleet")
@@ -112,7 +114,7 @@ def what_if_command(
         config = choose_cluster(kubeconfig, context, name)
         recording, priorities = asyncio.run(_live(config, schedulers, bool(files)))
         where = namespace or config.namespace
-    pods = _pods(manifests, where, priorities, recording.policy)
+    pods = _pods(manifests, where, priorities, recording)
     answer = what_if(recording.snapshot, recording.policy, Scenario(nodes, removed, pods))
     if output:
         print_data(as_data(answer), output)
@@ -144,13 +146,14 @@ def _manifests(files: Sequence[str]) -> list[Manifest]:
 
 
 def _pods(
-    manifests: Sequence[Manifest], namespace: str, priorities: dict[str, int], policy: Policy
+    manifests: Sequence[Manifest], namespace: str, priorities: dict[str, int], recording: Recording
 ) -> tuple[Pod, ...]:
     """The pods of manifests, all for gpufleet to decide; remarks about them go to stderr."""
     import msgspec
 
     from gpufleet.fleet.pods import SCHEDULER_NAME
     from gpufleet.kube.manifest_pods import manifest_pods
+    from gpufleet.scheduling.whatif import with_usual_tolerations
 
     found = manifest_pods(manifests, namespace=namespace, priorities=priorities)
     for remark in found.remarks:
@@ -161,10 +164,15 @@ def _pods(
             message="the manifests make no pods",
             hint="name a file with a Pod, a Deployment, a Job or another kind that makes pods",
         )
-    ours = SCHEDULER_NAME if SCHEDULER_NAME in policy.schedulers else min(policy.schedulers, default="")
-    return tuple(
-        pod if policy.responsible(pod) else msgspec.structs.replace(pod, scheduler=ours) for pod in found.pods
+    names = recording.policy.schedulers
+    ours = SCHEDULER_NAME if SCHEDULER_NAME in names else min(names, default="")
+    pods = (
+        pod if pod.scheduler in names else msgspec.structs.replace(pod, scheduler=ours) for pod in found.pods
     )
+    admitted, tolerated = with_usual_tolerations(tuple(pods), recording.snapshot)
+    for resource in tolerated:
+        sys.stderr.write(f"the taint {resource} is tolerated, as all pods there do that ask for {resource}\n")
+    return admitted
 
 
 async def _live(
@@ -209,19 +217,35 @@ def render(answer: Answer) -> str:
     if not answer.changed:
         return f"{parts[0]}\nNo pod would be affected.\n"
     parts.append(f"\n{styled('What would be different', 'bold')}\n")
-    rows = [
-        [
-            Cell(one.pod),
-            Cell(_told(one.before)),
-            Cell(_told(one.after), STYLES.get(one.after.state, "") if one.after else ""),
-            Cell(_why(one.after)),
-        ]
-        for one in answer.changed[:_SHOWN]
-    ]
-    parts.append(table(_PODS, rows))
-    if len(answer.changed) > _SHOWN:
-        parts.append(f"and {len(answer.changed) - _SHOWN} more, all of them with -o json\n")
+    alike: dict[str, list[Changed]] = {}
+    for one in answer.changed:
+        alike.setdefault(_way(one), []).append(one)
+    for changes in islice(alike.values(), _SHOWN):
+        parts += _lines(changes)
+    if len(alike) > _SHOWN:
+        parts.append(f"and {len(alike) - _SHOWN} other changes, all of them with -o json\n")
     return "".join(parts)
+
+
+def _way(one: Changed) -> str:
+    """How a pod changes; why something was so before is not what was asked."""
+    return "".join((_told(one.before), " -> ", _told(one.after), *_reasons(one.after)))
+
+
+def _lines(changes: Sequence[Changed]) -> Iterator[str]:
+    """What becomes of pods that change in one way, and why."""
+    pods, after = [one.pod for one in changes], changes[0].after
+    shown = ", ".join(pods[:_NAMED]) + (f" and {len(pods) - _NAMED} more" if len(pods) > _NAMED else "")
+    now = styled(printable(_told(after)), STYLES.get(after.state, "") if after else "")
+    yield f"{printable(shown)}: {printable(_told(changes[0].before))} -> {now}\n"
+    yield from _reasons(after)
+
+
+def _reasons(outcome: Outcome | None) -> Iterator[str]:
+    reasons = outcome.reasons if outcome is not None else ()
+    width = max((len(reason.code) for reason in reasons), default=0)
+    for reason in reasons:
+        yield f"  {reason.code:{width}}  {printable(reason.message)}\n"
 
 
 def _counts(before: Summary, after: Summary) -> Iterator[list[Cell]]:
@@ -243,11 +267,7 @@ def _counts(before: Summary, after: Summary) -> Iterator[list[Cell]]:
 
 def _told(outcome: Outcome | None) -> str:
     if outcome is None:
-        return "-"
+        return "not there"
+    if outcome.state == "evicted":
+        return f"evicted from {outcome.node} for {outcome.beneficiary}"
     return f"{outcome.state} on {outcome.node}" if outcome.node else outcome.state
-
-
-def _why(outcome: Outcome | None) -> str:
-    if outcome is None or not outcome.reasons:
-        return ""
-    return f"{outcome.reasons[0].code}: {outcome.reasons[0].message}"

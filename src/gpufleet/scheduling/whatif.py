@@ -18,8 +18,9 @@ import msgspec
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind, Evict, Nominate, Plan, Unschedulable
-from gpufleet.fleet.pods import Pod, is_gpu_resource
+from gpufleet.fleet.pods import Pod, PodShape, is_gpu_resource
 from gpufleet.fleet.reasons import Reason
+from gpufleet.fleet.selectors import Toleration
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.cycle import Policy, decide
 from gpufleet.scheduling.node_copies import at_its_best, copied_devices, copies
@@ -120,6 +121,41 @@ def what_if(snapshot: Snapshot, policy: Policy, scenario: Scenario) -> Answer:
         if _place(before.outcomes.get(key)) != _place(then.get(key))
     )
     return Answer(_summary(before, before.outcomes), _summary(after, then), changed)
+
+
+def with_usual_tolerations(
+    pods: tuple[Pod, ...], snapshot: Snapshot
+) -> tuple[tuple[Pod, ...], tuple[str, ...]]:
+    """New pods with the tolerations that admission gives them, and the resources that these are about.
+
+    Where Kubernetes runs with ExtendedResourceToleration, a pod that asks for a resource tolerates the taint
+    of its name. Whether it does shows in the pods that are there: each that asks for it has the toleration.
+    """
+    tainted = {taint.key for node in snapshot.nodes.values() for taint in node.taints}
+    there = {pod.shape for pod in snapshot.pods()}
+    usual = {
+        resource
+        for resource in tainted
+        if (asking := [shape for shape in there if _asks(shape, resource)])
+        and all(_tolerates(shape, resource) for shape in asking)
+    }
+    found: dict[str, None] = {}
+    changed = []
+    for pod in pods:
+        new = [name for name in sorted(usual) if _asks(pod.shape, name) and not _tolerates(pod.shape, name)]
+        more = tuple(Toleration(name, "Exists") for name in new)
+        shape = msgspec.structs.replace(pod.shape, tolerations=(*pod.shape.tolerations, *more))
+        changed.append(msgspec.structs.replace(pod, shape=shape) if more else pod)
+        found |= dict.fromkeys(new)
+    return tuple(changed), tuple(found)
+
+
+def _asks(shape: PodShape, resource: str) -> bool:
+    return any(name == resource for name, _ in shape.requests)
+
+
+def _tolerates(shape: PodShape, key: str) -> bool:
+    return any(one.key in ("", key) and one.operator == "Exists" for one in shape.tolerations)
 
 
 def edited(snapshot: Snapshot, scenario: Scenario) -> Snapshot:

@@ -178,6 +178,34 @@ def test_a_file_that_was_cut_off_anywhere_is_refused() -> None:
     assert refusal(packed[:-10]).reason == "SnapshotDamaged"
 
 
+@given(st.integers(0, len(DATA) - 1), st.integers(0, 20), st.binary(max_size=8))
+@examples(300)
+def test_whatever_happened_to_a_file_it_is_read_or_refused(place: int, cut: int, new: bytes) -> None:
+    try:
+        from_bytes(DATA[:place] + new + DATA[place + cut :], "f.json").decide()
+        reason = ""
+    except GpufleetError as error:
+        reason = error.reason
+    assert reason in ("", "NotASnapshot", "SnapshotDamaged", "SnapshotTooNew")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"name":"a"', b'"name":"b"'),
+        (b'"default/p":', b'"default/x":'),
+        (b'"node":""', b'"node":"a"'),
+    ],
+)
+def test_a_file_that_was_edited_into_nonsense_is_refused(old: bytes, new: bytes) -> None:
+    assert refusal(DATA.replace(old, new, 1)).reason == "SnapshotDamaged"
+
+
+@pytest.mark.parametrize("start", [b"", DATA[: DATA.index(b'"content":') + 10]])
+def test_a_file_that_is_nested_without_end_is_refused(start: bytes) -> None:
+    assert refusal(start + b'{"a":' * 200_000).hint
+
+
 def test_a_compressed_file_with_a_wrong_byte_is_refused() -> None:
     packed = bytearray(to_bytes(SMALL, compressed=True))
     packed[len(packed) // 2] ^= 0xFF

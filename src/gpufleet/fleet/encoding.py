@@ -43,7 +43,9 @@ class Codec(Generic[V]):
         return self._encoder.encode(form.there(value) if form.there is not None else value)
 
     def decode(self, data: bytes | msgspec.Raw) -> V:
-        """The value of JSON that `encode` wrote. Raises msgspec.DecodeError or msgspec.ValidationError."""
+        """The value of JSON that `encode` wrote. Raises msgspec.DecodeError, UnicodeDecodeError or
+        RecursionError.
+        """
         found = self._decoder.decode(data)
         value: V = self._form.back(found) if self._form.back is not None else found
         return value

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -28,6 +28,7 @@ VERSION = 1
 
 _GZIP = b"\x1f\x8b"
 _LEVEL = 6
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _MAKE = "gpufleet snapshot save FILE writes one"
 
 
@@ -80,19 +81,30 @@ def from_bytes(data: bytes, source: str) -> Recording:
         if unknown:
             raise _too_new(source, f"it has {struct}.{unknown[0]}, which this gpufleet does not know")
     try:
-        return CODEC.decode(head.content)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        recording = CODEC.decode(head.content)
+    except _UNREADABLE as error:
         raise _damaged(source, str(error)) from None
+    for misplaced in _misplaced(recording.snapshot):
+        raise _damaged(source, f"{misplaced} does not stand under its own name and node")
+    return recording
 
 
 def _head(data: bytes, source: str) -> _File:
     """The file with its content unread."""
     try:
         return msgspec.json.decode(data, type=_File)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         if f'"format":"{FORMAT}"'.encode() in data[:100]:
             raise _damaged(source, str(error)) from None
         raise _not_one(source) from None
+
+
+def _misplaced(snapshot: Snapshot) -> Iterator[str]:
+    """Nodes and pods that a hand has edited in one place and not in the other."""
+    yield from (f"node {node.name}" for name, node in snapshot.nodes.items() if node.name != name)
+    places = [("", snapshot.unbound), *snapshot.pods_by_node.items()]
+    for place, pods in places:
+        yield from (f"pod {pod.key}" for key, pod in pods.items() if pod.key != key or pod.node != place)
 
 
 def _not_one(source: str) -> GpufleetError:

@@ -1,8 +1,9 @@
 """Decide recorded snapshots again and compare: `replay.py FOLDER` prints a JSON object.
 
-`decisions` are compared, `different` names those whose plan is not the recorded one byte by byte, `again`
-those whose snapshot is not the same bytes when it is written again, and `actions` counts what the plans do.
-The tests start it as a process of its own, with another hash seed than that of the scheduler.
+`decisions` are compared, of `distinct` snapshots; `different` names those whose plan is not the recorded one
+byte by byte, `again` those whose snapshot is not the same bytes when it is written again, and `actions`
+counts what the plans do. The tests start it as a process of its own, with another hash seed than that of the
+scheduler.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from gpufleet.scheduling.recordings import PLAN, SNAPSHOT
 
 folder = Path(sys.argv[1])
 different, again = [], []
+seen: set[bytes] = set()
 actions: Counter[str] = Counter()
 recorded = sorted(folder.glob(f"*{SNAPSHOT}"))
 for path in recorded:
     data = path.read_bytes()
+    seen.add(data)
     recording = from_bytes(data, path.name)
     plan = recording.decide()
     if plan_bytes(plan) != path.with_name(path.name.replace(SNAPSHOT, PLAN)).read_bytes():
@@ -31,8 +34,11 @@ for path in recorded:
         again.append(path.name)
     actions.update(type(action).__name__ for action in plan.actions)
     actions["paused"] += len(recording.paused)
-print(
-    json.dumps({
-        "decisions": len(recorded), "different": different, "again": again, "actions": dict(actions)
-    })
-)  # fmt: skip
+told = {
+    "decisions": len(recorded),
+    "distinct": len(seen),
+    "different": different,
+    "again": again,
+    "actions": dict(actions),
+}
+print(json.dumps(told))

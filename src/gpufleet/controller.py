@@ -64,9 +64,11 @@ Parts = tuple[Deciding, tuple[Work, ...]]
 def _scheduling(client: Client, recorder: EventRecorder, options: argparse.Namespace) -> Parts:
     from gpufleet.scheduling.controller import SchedulingController
     from gpufleet.scheduling.names import SchedulerNames
+    from gpufleet.scheduling.recordings import Recordings
 
     names = SchedulerNames(client, options.scheduler_names)
-    controller = SchedulingController(client, recorder, names.policy)
+    recordings = Recordings(options.record, options.record_last) if options.record else None
+    controller = SchedulingController(client, recorder, names.policy, recordings)
     names.on_change = controller.decide_soon
     return controller, (names.run,)
 
@@ -119,6 +121,12 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="gpufleet",
         help="schedulerNames to answer for, by comma; auto: gpufleet and every known one without owner",
     )
+    parser.add_argument(
+        "--record", type=Path, metavar="DIR", help="keep what decisions read, and their plans, in this folder"
+    )
+    parser.add_argument(
+        "--record-last", type=int, default=1000, metavar="N", help="how many decisions --record keeps"
+    )
     parser.add_argument("--lease-namespace", default="kube-system", help="namespace of the Leases")
     parser.add_argument("--lease-name", help="name of the Lease of the only room; by default the room's own")
     parser.add_argument(
@@ -137,6 +145,8 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--lease-name is for one room: each of several has a Lease of its own")
     if options.lease_seconds < 1:
         parser.error("--lease-seconds must be at least 1")
+    if options.record_last < 1:
+        parser.error("--record-last must be at least 1")
     if options.qps is not None and not 0 < options.qps < math.inf:
         parser.error("--qps must be a number above 0")
     return options

@@ -6,7 +6,7 @@ import gzip
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpufleet.fleet.fragmentation import PodShape
+from gpufleet.fleet.fragmentation import Demand
 from gpufleet.simulator.traces import Request, TraceNode, TracePod
 
 
@@ -20,7 +20,7 @@ def pod(
 ) -> TracePod:
     """A pod; CPU in whole cores, memory in GiB, `milli` of each GPU."""
     allowed = tuple(models.split("|")) if models else ()
-    shape = PodShape(cpu * 1000, gpus, milli if gpus else 0, allowed)
+    shape = Demand(cpu * 1000, gpus, milli if gpus else 0, allowed)
     return TracePod(name, Request(shape, memory * 1024))
 
 

@@ -25,7 +25,10 @@ def test_help_imports_nothing_but_the_table_of_commands() -> None:
     assert modules_after(code) - modules_after("pass") == ALLOWED_FOR_HELP
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "top", "logs", "why", "kubeconfig", "version"])
+@pytest.mark.parametrize(
+    "command",
+    ["up", "down", "status", "top", "logs", "why", "snapshot", "decide", "plan", "kubeconfig", "version"],
+)
 def test_the_help_of_a_command_imports_nothing_that_talks_to_a_cluster(command: str) -> None:
     code = (
         f"import sys; sys.argv = ['gpufleet', '{command}', '--help']; "

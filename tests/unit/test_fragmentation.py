@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpufleet.fleet.fragmentation import (
+    Demand,
     Fragmentation,
     FreeNode,
     FreeNodes,
-    PodShape,
     TypicalPod,
     typical_pods,
 )
 
 MODELS = ("T4", "G2", "P100")
-CPU_ONLY = PodShape(4000, 0, 0)
-SHARE = PodShape(4000, 1, 500)
-WHOLE = PodShape(8000, 1, 1000)
-PAIR = PodShape(8000, 2, 1000)
+CPU_ONLY = Demand(4000, 0, 0)
+SHARE = Demand(4000, 1, 500)
+WHOLE = Demand(8000, 1, 1000)
+PAIR = Demand(8000, 2, 1000)
 
 
-def of(*typical: tuple[PodShape, int]) -> Fragmentation:
+def of(*typical: tuple[Demand, int]) -> Fragmentation:
     return Fragmentation([TypicalPod(*one) for one in typical], MODELS)
+
+
+def counted(typical: tuple[TypicalPod, ...]) -> list[tuple[Demand, int]]:
+    return [(one.shape, one.weight) for one in typical]
 
 
 # ---------------------------------------------------------------------------------------------- typical pods
@@ -34,14 +39,15 @@ def of(*typical: tuple[PodShape, int]) -> Fragmentation:
 
 def test_typical_pods_are_the_most_frequent_until_enough_is_covered() -> None:
     load = [WHOLE] * 60 + [SHARE] * 34 + [PAIR] * 3 + [CPU_ONLY] * 3
-    assert typical_pods(load) == ((WHOLE, 60), (SHARE, 34), (PAIR, 3))
-    assert typical_pods(load, percent=94) == ((WHOLE, 60), (SHARE, 34))
-    assert typical_pods(load, percent=100) == ((WHOLE, 60), (SHARE, 34), (PAIR, 3), (CPU_ONLY, 3))
+    every = [(WHOLE, 60), (SHARE, 34), (PAIR, 3), (CPU_ONLY, 3)]
+    assert counted(typical_pods(load)) == every[:3]
+    assert counted(typical_pods(load, percent=94)) == every[:2]
+    assert counted(typical_pods(load, percent=100)) == every
 
 
 def test_shapes_that_differ_in_their_models_are_different() -> None:
-    bound = SHARE._replace(models=("T4",))
-    assert typical_pods([SHARE, bound, bound], percent=100) == ((bound, 2), (SHARE, 1))
+    bound = msgspec.structs.replace(SHARE, models=("T4",))
+    assert counted(typical_pods([SHARE, bound, bound], percent=100)) == [(bound, 2), (SHARE, 1)]
 
 
 # ---------------------------------------------------------------------------------------------------- by hand
@@ -51,7 +57,12 @@ def test_all_idle_gpu_is_lost_for_pods_that_want_none_or_have_no_cpu() -> None:
     node = FreeNode("T4", 5000, (1000, 300))
     assert of((CPU_ONLY, 2)).amount(node) == 2 * 1300
     assert of((WHOLE, 3)).amount(node) == 3 * 1300
-    assert of((WHOLE._replace(models=("G2", "P100")), 1)).amount(FreeNode("T4", 9000, (1000, 300))) == 1300
+    assert (
+        of((msgspec.structs.replace(WHOLE, models=("G2", "P100")), 1)).amount(
+            FreeNode("T4", 9000, (1000, 300))
+        )
+        == 1300
+    )
 
 
 def test_only_devices_with_too_little_are_lost_for_pods_that_fit() -> None:
@@ -89,7 +100,7 @@ def test_of_devices_with_the_same_score_the_first_is_taken() -> None:
 
 
 def test_several_devices_are_the_fullest_that_have_enough() -> None:
-    parts = PodShape(1000, 2, 300)
+    parts = Demand(1000, 2, 300)
     assert of((WHOLE, 1)).score(parts, FreeNode("T4", 1000, (1000, 200, 400, 300))).devices == (3, 2)
 
 
@@ -106,7 +117,8 @@ def test_a_pod_that_does_not_fit_has_no_score() -> None:
 def lost(typical: list[TypicalPod], node: FreeNode) -> int:
     """The definition, pod by pod."""
     total = 0
-    for shape, count in typical:
+    for one in typical:
+        shape, count = one.shape, one.weight
         enough = [idle for idle in node.gpus_milli if idle >= shape.gpu_milli]
         suits = shape.gpus > 0 and (not shape.models or node.model in shape.models)
         fits = suits and node.cpu_milli >= shape.cpu_milli and len(enough) >= shape.gpus
@@ -114,9 +126,9 @@ def lost(typical: list[TypicalPod], node: FreeNode) -> int:
     return total
 
 
-def best(typical: list[TypicalPod], pod: PodShape, node: FreeNode) -> tuple[int, tuple[int, ...]]:
+def best(typical: list[TypicalPod], pod: Demand, node: FreeNode) -> tuple[int, tuple[int, ...]]:
     """The published score in floating point, device by device."""
-    weight = sum(count for _, count in typical)
+    weight = sum(one.weight for one in typical)
     fitting = [number for number, idle in enumerate(node.gpus_milli) if idle >= pod.gpu_milli]
     fullest = tuple(sorted(fitting, key=lambda number: (node.gpus_milli[number], number))[: pod.gpus])
     choices = [(number,) for number in fitting] if pod.shares else [fullest]
@@ -136,8 +148,8 @@ cpus = st.integers(0, 12).map(lambda number: number * 1000)
 millis = st.sampled_from([100, 250, 300, 500, 750, 1000])
 models = st.lists(st.sampled_from(MODELS), max_size=2).map(tuple)
 shapes = st.one_of(
-    st.builds(PodShape, cpus, st.integers(1, 4), millis, models),
-    st.builds(PodShape, cpus, st.just(0), st.just(0)),
+    st.builds(Demand, cpus, st.integers(1, 4), millis, models),
+    st.builds(Demand, cpus, st.just(0), st.just(0)),
 )
 loads = st.lists(st.builds(TypicalPod, shapes, st.integers(1, 9)), min_size=1, max_size=8)
 idles = st.lists(st.integers(0, 20).map(lambda number: number * 50), min_size=4, max_size=4).map(tuple)
@@ -162,7 +174,7 @@ def test_amounts_are_those_of_the_definition(load: list[TypicalPod], rows: list[
 
 @given(loads, shapes, st.lists(nodes, max_size=6))
 def test_scores_of_one_node_and_of_many_are_those_of_the_definition(
-    load: list[TypicalPod], pod: PodShape, rows: list[FreeNode]
+    load: list[TypicalPod], pod: Demand, rows: list[FreeNode]
 ) -> None:
     typical = Fragmentation(load, MODELS)
     rows = [

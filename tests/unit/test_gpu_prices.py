@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.random_fleets import examples
 
-from gpufleet.fleet.fragmentation import PodShape, TypicalPod
+from gpufleet.fleet.fragmentation import Demand, TypicalPod
 from gpufleet.fleet.gpu_prices import part_values, value_of
 
 
 def mix(**weights: int) -> tuple[TypicalPod, ...]:
     """Pods that share a GPU, as `m500=3`: so many that want so many milli-GPU."""
-    return tuple(TypicalPod(PodShape(1000, 1, int(name[1:])), count) for name, count in weights.items())
+    return tuple(TypicalPod(Demand(1000, 1, int(name[1:])), count) for name, count in weights.items())
 
 
 def test_what_a_pod_leaves_is_worth_little_when_hardly_any_pod_fits_in_it() -> None:
@@ -40,7 +40,7 @@ def test_the_scarcer_complement_is_the_dearer_one() -> None:
 
 
 def test_a_mix_without_gpus_gives_idle_parts_no_value() -> None:
-    assert set(part_values((TypicalPod(PodShape(1000, 0, 0), 1),))) == {0}
+    assert set(part_values((TypicalPod(Demand(1000, 0, 0), 1),))) == {0}
 
 
 def patterns(sizes: tuple[int, ...], room: int) -> Iterator[tuple[int, ...]]:
@@ -56,7 +56,7 @@ def patterns(sizes: tuple[int, ...], room: int) -> Iterator[tuple[int, ...]]:
 @examples(40)
 @given(st.dictionaries(st.sampled_from([200, 300, 350, 400, 500, 650, 800]), st.integers(1, 9), min_size=1))
 def test_values_never_fall_and_no_part_is_worth_more_than_it_is(weights: dict[int, int]) -> None:
-    found = tuple(TypicalPod(PodShape(1000, 1, size), count) for size, count in weights.items())
+    found = tuple(TypicalPod(Demand(1000, 1, size), count) for size, count in weights.items())
     values = part_values(found)
     assert all(low <= high for low, high in pairwise(values))
     sizes = tuple(weights)

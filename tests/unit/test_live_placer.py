@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gpufleet.fleet.fragmentation import PodShape
+from gpufleet.fleet.fragmentation import Demand
 from gpufleet.simulator.live import LivePlacer, usual_mix
 from gpufleet.simulator.replay import Decision, replay
 from gpufleet.simulator.traces import Request, TraceNode, TracePod
@@ -21,8 +21,8 @@ NODES = (
 def load(seed: int, count: int) -> tuple[TracePod, ...]:
     draw = random.Random(seed)
     shapes = (
-        PodShape(2000, 1, 300), PodShape(3000, 1, 700), PodShape(4000, 1, 1000), PodShape(6000, 2, 1000),
-        PodShape(3000, 1, 500, ("B",)), PodShape(8000, 0, 0), PodShape(1000, 2, 400),
+        Demand(2000, 1, 300), Demand(3000, 1, 700), Demand(4000, 1, 1000), Demand(6000, 2, 1000),
+        Demand(3000, 1, 500, ("B",)), Demand(8000, 0, 0), Demand(1000, 2, 400),
     )  # fmt: skip
     return tuple(TracePod(f"p{i}", Request(draw.choice(shapes), 1000)) for i in range(count))
 

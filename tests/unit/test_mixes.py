@@ -9,8 +9,8 @@ from tests.unit.fleets import nodes_where, pod
 from tests.unit.test_fractions import part
 
 from gpufleet.fleet.fractions import Fraction
-from gpufleet.fleet.fragmentation import PodShape as Kind
-from gpufleet.fleet.mixes import ENOUGH, PRODUCT_LABEL, MixCounter, kind_of
+from gpufleet.fleet.fragmentation import Demand
+from gpufleet.fleet.mixes import ENOUGH, PRODUCT_LABEL, MixCounter, demand_of
 from gpufleet.fleet.pods import PodShape
 from gpufleet.fleet.selectors import Requirement
 
@@ -27,18 +27,18 @@ PRODUCTS = nodes_where(Requirement(PRODUCT_LABEL, "In", ("B", "A")))
 @pytest.mark.parametrize(
     ("asked", "kind"),
     [
-        (WHOLE, Kind(100, 2, 1000)),
-        (PART, Kind(100, 1, 300)),
-        (shape(WHOLE, node_selector=((PRODUCT_LABEL, "A"),)), Kind(100, 2, 1000, ("A",))),
-        (shape(WHOLE, node_affinity=PRODUCTS), Kind(100, 2, 1000, ("A", "B"))),
-        (shape(WHOLE, node_affinity=nodes_where(Requirement("zone", "In", ("z",)))), Kind(100, 2, 1000)),
+        (WHOLE, Demand(100, 2, 1000)),
+        (PART, Demand(100, 1, 300)),
+        (shape(WHOLE, node_selector=((PRODUCT_LABEL, "A"),)), Demand(100, 2, 1000, ("A",))),
+        (shape(WHOLE, node_affinity=PRODUCTS), Demand(100, 2, 1000, ("A", "B"))),
+        (shape(WHOLE, node_affinity=nodes_where(Requirement("zone", "In", ("z",)))), Demand(100, 2, 1000)),
         (pod("cpu", resources={"cpu": "2"}).shape, None),
         (asking("m", 1, resource="nvidia.com/mig-1g.10gb").shape, None),
         (shape(PART, fraction=Fraction(memory_mib=2000)), None),
     ],
 )
-def test_a_pod_counts_by_cpu_gpus_and_products(asked: PodShape, kind: Kind | None) -> None:
-    assert kind_of(asked) == kind
+def test_a_pod_counts_by_cpu_gpus_and_products(asked: PodShape, kind: Demand | None) -> None:
+    assert demand_of(asked) == kind
 
 
 def test_a_few_pods_are_no_mix() -> None:

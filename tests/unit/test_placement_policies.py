@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tests.unit.small_traces import node, pod
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import Fragmentation, FreeNode, PodShape, typical_pods
+from gpufleet.fleet.fragmentation import Demand, Fragmentation, FreeNode, typical_pods
 from gpufleet.simulator import published
 from gpufleet.simulator.columns import Columns
 from gpufleet.simulator.placing import PolicyPlacer
@@ -144,7 +145,7 @@ def test_random_takes_every_node_and_device_that_fits_about_as_often() -> None:
 # --------------------------------------------------------------------------------- against plain definitions
 
 
-def plain_score(policy: str, shape: PodShape, free: FreeNode, gpus: int, kinds: Counter[str]) -> int:
+def plain_score(policy: str, shape: Demand, free: FreeNode, gpus: int, kinds: Counter[str]) -> int:
     """The published formulas, one node at a time and in floating point."""
     idle, milli = list(free.gpus_milli), shape.gpu_milli
     if policy == "dotprod":
@@ -183,8 +184,9 @@ def test_columns_score_as_the_formulas_do(policy: str, seed: int) -> None:
         if columns.gpus_milli[at, device] >= milli:
             columns.take(at, pod("x", milli=milli, cpu=draw.randint(1, 9)).request, (device,))
             kinds[at]["part" if milli < 1000 else "1"] += 1
-    shape = PodShape(draw.randint(1, 9000), draw.choice([0, 1, 1, 2]), 1000)
-    shape = shape._replace(gpu_milli=draw.choice([100, 650]) if shape.gpus == 1 else 1000 * (shape.gpus > 0))
+    shape = Demand(draw.randint(1, 9000), draw.choice([0, 1, 1, 2]), 1000)
+    milli = draw.choice([100, 650]) if shape.gpus == 1 else 1000 * (shape.gpus > 0)
+    shape = msgspec.structs.replace(shape, gpu_milli=milli)
     fits = (columns.gpus_milli >= shape.gpu_milli).sum(axis=1) >= shape.gpus
     places = np.flatnonzero(fits)
     assume(len(places))

@@ -21,6 +21,9 @@ SUBJECTS = (
     "holders",
     "snapshot_builder",
     "assumed_decisions",
+    "recording",
+    "redaction",
+    "whatif",
 )
 
 

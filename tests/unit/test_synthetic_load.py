@@ -144,7 +144,10 @@ def traces() -> Path:
 def test_small_shapes_and_nodes_are_those_of_openb(traces: Path) -> None:
     trace = read_trace(traces / "openb", "default")
     counts = Counter((one.request.shape, one.request.memory_mib) for one in trace.pods)
-    frequent = [(*key[0][:3], key[1], count) for key, count in counts.most_common(len(SMALL_SHAPES))]
+    frequent = [
+        (shape.cpu_milli, shape.gpus, shape.gpu_milli, memory, count)
+        for (shape, memory), count in counts.most_common(len(SMALL_SHAPES))
+    ]
     tabled = [(one.cpu_milli, one.gpus, one.gpu_milli, one.memory_mib, one.pods) for one in SMALL_SHAPES]
     assert sorted(tabled) == sorted(frequent)
     assert sum(one.pods for one in SMALL_SHAPES) / len(trace.pods) == pytest.approx(0.8, abs=0.015)

@@ -8,7 +8,7 @@ from tests.unit.fleets import node, pod
 from tests.unit.test_fractions import part
 
 from gpufleet.fleet.devices import NodeDevices
-from gpufleet.fleet.fragmentation import FreeNode, PodShape, TypicalPod
+from gpufleet.fleet.fragmentation import Demand, FreeNode, TypicalPod
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind
 from gpufleet.fleet.pods import Pod
@@ -35,7 +35,7 @@ def where(snapshot: Snapshot) -> dict[str, str]:
 
 
 def test_parts_that_fill_a_gpu_together_are_put_together() -> None:
-    mix = (TypicalPod(PodShape(1000, 1, 700), 1), TypicalPod(PodShape(1000, 1, 300), 1))
+    mix = (TypicalPod(Demand(1000, 1, 700), 1), TypicalPod(Demand(1000, 1, 300), 1))
     pods = (part("a", 300, created=1), part("b", 700, created=2), part("c", 300, created=3))
     found = decide(fleet((machine("n", 2),), pods, mix), Policy())
     gpus = {one.pod.name: one.picks[0].devices for one in found.actions if isinstance(one, Bind)}
@@ -43,26 +43,26 @@ def test_parts_that_fill_a_gpu_together_are_put_together() -> None:
 
 
 def test_a_pod_without_gpus_leaves_the_cpu_that_gpus_need() -> None:
-    mix = (TypicalPod(PodShape(8000, 1, 1000), 1),)
+    mix = (TypicalPod(Demand(8000, 1, 1000), 1),)
     nodes = (machine("lean", 8, cpu=64_000), machine("rich", 8, cpu=128_000))
     assert where(fleet(nodes, (pod("heavy", resources={"cpu": "32"}),), mix)) == {"heavy": "rich"}
 
 
 def test_whoever_may_run_anywhere_leaves_the_product_that_others_insist_on() -> None:
-    mix = (TypicalPod(PodShape(1000, 1, 1000, ("A",)), 3), TypicalPod(PodShape(1000, 1, 1000), 1))
+    mix = (TypicalPod(Demand(1000, 1, 1000, ("A",)), 3), TypicalPod(Demand(1000, 1, 1000), 1))
     nodes = (machine("a", 2, product="A"), machine("b", 2, product="B"))
     assert where(fleet(nodes, (asking("any", 1),), mix)) == {"any": "b"}
 
 
 def test_equal_losses_go_by_name_so_that_one_node_is_filled_before_the_next() -> None:
-    mix = (TypicalPod(PodShape(1000, 1, 1000), 1),)
+    mix = (TypicalPod(Demand(1000, 1, 1000), 1),)
     nodes = (machine("a", 2), machine("b", 2))
     pods = tuple(asking(f"p{i}", 1, created=i) for i in range(3))
     assert where(fleet(nodes, pods, mix)) == {"p0": "a", "p1": "a", "p2": "b"}
 
 
 def test_a_node_is_worth_less_with_less_cpu_than_its_gpus_need() -> None:
-    worth = worth_of((TypicalPod(PodShape(8000, 1, 1000), 1),), ("A",))
+    worth = worth_of((TypicalPod(Demand(8000, 1, 1000), 1),), ("A",))
     full = worth.of(FreeNode("A", 64_000, (1000,) * 8))
     assert full > worth.of(FreeNode("A", 16_000, (1000,) * 8)) > worth.of(FreeNode("A", 4_000, (1000,) * 8))
 

@@ -13,6 +13,9 @@ COMMANDS = {
     "kubeconfig": ("gpufleet.cli.kubeconfig", "Where the kubeconfig is, what is in it, merge it into yours"),
     "top": ("gpufleet.cli.top", "Who uses which GPU, and how much"),
     "why": ("gpufleet.cli.why", "Why a pod is pending or where it runs, who holds the GPUs, what would help"),
+    "plan": ("gpufleet.cli.plan", "What if: other nodes or a manifest on a copy of the fleet"),
+    "snapshot": ("gpufleet.cli.snapshot", "A cluster as a file, to decide and explain elsewhere"),
+    "decide": ("gpufleet.cli.decide", "What the scheduler would do with a saved snapshot, and why"),
     "logs": ("gpufleet.cli.logs", "The output of a pod's container"),
     "agent": ("gpufleet.cli.agent", "The agent of this GPU node, or one look at it"),
     "mig": ("gpufleet.cli.mig", "What GPUs can be cut into, and how to get there"),
@@ -25,7 +28,7 @@ COMMANDS = {
 
 SECTIONS = {
     "A fleet on this machine": ("up", "down", "status", "kubeconfig"),
-    "Any cluster": ("top", "why", "logs"),
+    "Any cluster": ("top", "why", "plan", "snapshot", "decide", "logs"),
     "GPUs": ("agent", "mig", "share"),
     "Planning": ("simulate",),
     "Other": ("version", "completion"),

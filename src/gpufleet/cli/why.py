@@ -11,6 +11,8 @@ import click
 from gpufleet.cli.cluster import choose_cluster, client_for, named_pod, no_pod
 from gpufleet.cli.options import cluster_options, everywhere, namespace_option, output_option
 from gpufleet.cli.output import Cell, Column, is_terminal, print_data, printable_fields, styled, table
+from gpufleet.cli.recordings import no_cluster_beside, read_recording, snapshot_option
+from gpufleet.fleet.errors import GpufleetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -52,12 +54,14 @@ NODES = 4
 @click.argument("pod")
 @namespace_option
 @output_option("json", "yaml")
+@snapshot_option
 @cluster_options
 @everywhere
 def command(
     pod: str,
     namespace: str | None,
     output: str | None,
+    saved: str | None,
     kubeconfig: str | None,
     context: str | None,
     name: str | None,
@@ -65,14 +69,33 @@ def command(
     """Say why POD (or NAMESPACE/POD) is pending or where it runs.
 
     Pending pods: what blocks and on how many nodes, who holds what it needs, and which single changes would
-    make it fit; each change was tried on a copy of the cluster's state. Nothing is changed.
+    make it fit; each change was tried on a copy of the cluster's state. Nothing is changed. A saved snapshot
+    does not have pods that have ended, or what containers do.
     """
-    config = choose_cluster(kubeconfig, context, name)
-    explanation = asyncio.run(_explain(config, *named_pod(pod, namespace, config.namespace)))
+    if saved is not None:
+        no_cluster_beside(saved, kubeconfig, context, name)
+        explanation = _explain_saved(saved, *named_pod(pod, namespace, "default"))
+    else:
+        config = choose_cluster(kubeconfig, context, name)
+        explanation = asyncio.run(_explain(config, *named_pod(pod, namespace, config.namespace)))
     if output:
         print_data(explanation.as_json(), output)
     else:
         sys.stdout.write(render(printable_fields(explanation)))
+
+
+def _explain_saved(file: str, namespace: str, pod: str) -> Explanation:
+    from gpufleet.scheduling.explain import explain
+
+    recording = read_recording(file)
+    explanation = explain(recording.snapshot, f"{namespace}/{pod}", recording.policy)
+    if explanation is None:
+        raise GpufleetError(
+            reason="NotFound",
+            message=f"there is no pod {namespace}/{pod} in {file}",
+            hint="choose -n NAMESPACE; pods that had ended are not saved",
+        )
+    return explanation
 
 
 async def _explain(config: ClusterConfig, namespace: str, pod: str) -> Explanation:

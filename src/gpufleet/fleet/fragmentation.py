@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +35,7 @@ COVERED_PERCENT = 95
 _STATES_KEPT = 1 << 16
 
 
-class PodShape(NamedTuple):
+class Demand(msgspec.Struct, frozen=True, order=True, cache_hash=True):
     """What a pod asks for: CPU, a number of devices, so much of each of them (0 to 1000), and the models that
     it may run on, as written (empty: any).
     """
@@ -59,10 +60,10 @@ class PodShape(NamedTuple):
         return not self.models or model in self.models
 
 
-class TypicalPod(NamedTuple):
+class TypicalPod(msgspec.Struct, frozen=True, cache_hash=True):
     """A shape and how many pods of the load have it."""
 
-    shape: PodShape
+    shape: Demand
     weight: int
 
 
@@ -91,7 +92,7 @@ class DeviceScore(NamedTuple):
     devices: tuple[int, ...]
 
 
-def typical_pods(load: Iterable[PodShape], percent: int = COVERED_PERCENT) -> tuple[TypicalPod, ...]:
+def typical_pods(load: Iterable[Demand], percent: int = COVERED_PERCENT) -> tuple[TypicalPod, ...]:
     """The most frequent shapes that together are at least `percent` of the load, most frequent first; of
     equally frequent ones the larger first (CPU, then GPU of a device, devices, models).
     """
@@ -143,7 +144,7 @@ class Fragmentation:
         idle: Ints = nodes.gpus_milli.sum(axis=1)
         return self.weight * idle - self._useful_of_all(nodes)
 
-    def score(self, pod: PodShape, node: FreeNode) -> DeviceScore:
+    def score(self, pod: Demand, node: FreeNode) -> DeviceScore:
         """The score of a node on which the pod fits, and the devices: for a part of a device the first one
         with the best score, else the fullest ones with enough. ValueError where the pod does not fit.
         """
@@ -164,7 +165,7 @@ class Fragmentation:
                 best = DeviceScore(score, devices)
         return best
 
-    def scores(self, pod: PodShape, nodes: FreeNodes) -> Ints:
+    def scores(self, pod: Demand, nodes: FreeNodes) -> Ints:
         """The scores (K) of nodes on all of which the pod fits."""
         before = self._useful_of_all(nodes)
         if pod.shares:
@@ -186,7 +187,8 @@ class Fragmentation:
         """Weight of the typical pods by (model, free CPU, devices, idle): those that such a node suits."""
         shape = (len(self._numbers), len(self._cpus) + 1, len(self._sizes), len(millis) + 1)
         table = np.zeros(shape, dtype=np.int64)
-        for pod, weight in wanting:
+        for one in wanting:
+            pod, weight = one.shape, one.weight
             cpu, idle = self._cpus.index(pod.cpu_milli) + 1, millis.index(pod.gpu_milli) + 1
             for model, number in self._numbers.items():
                 if pod.allows(model):
@@ -241,7 +243,7 @@ def _one_of_each_kind(gpus_milli: Ints, need: int) -> tuple[Ints, Ints]:
     return rows, found
 
 
-def _without_fullest(gpus_milli: Ints, pod: PodShape) -> Ints:
+def _without_fullest(gpus_milli: Ints, pod: Demand) -> Ints:
     """What is left when the pod takes the fullest devices with enough; the first of equal ones."""
     fullest = np.where(gpus_milli >= pod.gpu_milli, gpus_milli, MILLI + 1).argsort(axis=1, kind="stable")
     taken = fullest[:, : pod.gpus]

@@ -55,9 +55,9 @@ def part_values(mix: tuple[TypicalPod, ...]) -> Values:
 def _demand(mix: Iterable[TypicalPod]) -> dict[int, float]:
     """How many parts of each size (in cells) the mix asks for on each GPU when it fills all of them."""
     counts = Counter[int]()
-    for shape, weight in mix:
-        if shape.total_milli:
-            counts[-(-shape.gpu_milli // GRAIN)] += weight * shape.gpus
+    for one in mix:
+        if one.shape.total_milli:
+            counts[-(-one.shape.gpu_milli // GRAIN)] += one.weight * one.shape.gpus
     filled = sum(size * count for size, count in counts.items())
     return {size: counts[size] * _CELLS / filled for size in sorted(counts)}
 

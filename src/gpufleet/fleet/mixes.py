@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 from gpufleet.fleet.devices import WHOLE_RESOURCE
-from gpufleet.fleet.fragmentation import MILLI, TypicalPod, typical_pods
-from gpufleet.fleet.fragmentation import PodShape as Kind
+from gpufleet.fleet.fragmentation import MILLI, Demand, TypicalPod, typical_pods
 from gpufleet.fleet.pods import PodShape, is_gpu_resource
 from gpufleet.fleet.selectors import NodeSelector
 
@@ -20,7 +19,7 @@ ENOUGH = 100
 _SWAY = 10
 
 
-def kind_of(shape: PodShape) -> Kind | None:
+def demand_of(shape: PodShape) -> Demand | None:
     """The pod as a mix counts it: CPU, GPUs or parts of them, and the products that it insists on. None for
     one without GPUs, with devices that are neither, or whose part is an amount of memory.
     """
@@ -30,27 +29,29 @@ def kind_of(shape: PodShape) -> Kind | None:
     cpu, products = requests.get("cpu", 0), _products(shape)
     if shape.fraction is None:
         gpus = requests.get(WHOLE_RESOURCE, 0)
-        return Kind(cpu, gpus, MILLI, products) if gpus else None
-    return Kind(cpu, shape.fraction.devices, shape.fraction.milli, products) if shape.fraction.milli else None
+        return Demand(cpu, gpus, MILLI, products) if gpus else None
+    return (
+        Demand(cpu, shape.fraction.devices, shape.fraction.milli, products) if shape.fraction.milli else None
+    )
 
 
 class MixCounter:
     """The mix of pods that come and go."""
 
     def __init__(self) -> None:
-        self._counts: Counter[Kind] = Counter()
+        self._counts: Counter[Demand] = Counter()
         self._pods = 0
         self._taken_at = 0
         self._mix: tuple[TypicalPod, ...] = ()
 
     def add(self, shape: PodShape, by: int = 1) -> None:
         """Count a pod, or (by -1) count it no longer."""
-        kind = kind_of(shape)
-        if kind is None:
+        demand = demand_of(shape)
+        if demand is None:
             return
-        self._counts[kind] += by
-        if not self._counts[kind]:
-            del self._counts[kind]
+        self._counts[demand] += by
+        if not self._counts[demand]:
+            del self._counts[demand]
         self._pods += by
 
     def mix(self) -> tuple[TypicalPod, ...]:

@@ -25,12 +25,12 @@ def read_manifests(path: Path) -> list[Manifest]:
 
     Raises GpufleetError with the place of an error.
     """
-    return [
-        item
-        for number, document in enumerate(read_documents(path), 1)
-        if document is not None
-        for item in _items(document, f"{path}, document {number}")
-    ]
+    return _manifests(read_documents(path), str(path))
+
+
+def manifests_in(content: bytes, where: str) -> list[Manifest]:
+    """The same of the content of a file; `where` is its name in messages."""
+    return _manifests(parse_documents(content, where), where)
 
 
 def read_documents(path: Path) -> list[Any]:
@@ -60,6 +60,15 @@ def parse_documents(content: bytes, where: str) -> list[Any]:
     except (yaml.YAMLError, ValueError) as error:
         hint = "mend the YAML there; quote a text that looks like a number or a date"
         raise GpufleetError(reason="InvalidYaml", message=f"{where}: {error}", hint=hint) from error
+
+
+def _manifests(documents: Iterable[Any], where: str) -> list[Manifest]:
+    return [
+        item
+        for number, document in enumerate(documents, 1)
+        if document is not None
+        for item in _items(document, f"{where}, document {number}")
+    ]
 
 
 def _items(document: Any, where: str) -> Iterable[Manifest]:

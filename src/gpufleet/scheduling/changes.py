@@ -27,6 +27,7 @@ from gpufleet.scheduling.filters import pod_problem
 from gpufleet.scheduling.gangs import Unit, units
 from gpufleet.scheduling.holders import in_the_way
 from gpufleet.scheduling.ledger import NOTHING_KEPT, Ledger, NodeAccount, account_of
+from gpufleet.scheduling.node_copies import PASSING, at_its_best, copies, is_lasting
 from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
 
@@ -44,9 +45,6 @@ NAMED = 3
 
 TRIES = 50
 """How many workloads, cordoned nodes and priorities are tried."""
-
-_PASSING = "node.kubernetes.io/"
-"""The prefix of taints that Kubernetes sets for conditions that pass."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -82,26 +80,6 @@ def helpful_changes(
             if len(found) == LIMIT:
                 break
     return tuple(found)
-
-
-def at_its_best(node: Node) -> Node:
-    """The node ready, healthy, uncordoned and accounted for, without the taints that Kubernetes sets for
-    passing conditions.
-    """
-    lasting = tuple(taint for taint in node.taints if not taint.key.startswith(_PASSING))
-    devices = {
-        resource: node.allocatable.get(resource, 0) + sick for resource, sick in node.unhealthy.items()
-    }
-    return msgspec.structs.replace(
-        node,
-        allocatable={**node.allocatable, **devices},
-        unhealthy={},
-        ready=True,
-        unschedulable=False,
-        unread_pods=(),
-        taints=lasting,
-        gpus=tuple(msgspec.structs.replace(gpu, busy=(), held=False, blocked=False) for gpu in node.gpus),
-    )
 
 
 class _Asking:
@@ -162,7 +140,7 @@ class _Asking:
             taint for node in nodes if (taint := untolerated(node.taints, shape.tolerations)) is not None
         }
         for taint in sorted(taints, key=str):
-            if not taint.key.startswith(_PASSING):
+            if is_lasting(taint):
                 yield (
                     Change("tolerate-taint", f"tolerate the taint {taint}"),
                     partial(_tolerating, taint=taint),
@@ -193,7 +171,7 @@ class _Asking:
     def _uncordoned(self) -> Iterator[_Candidate]:
         cordoned = [account.node for account in self._accounts.values() if account.node.unschedulable]
         for node in cordoned[:TRIES]:
-            taints = tuple(taint for taint in node.taints if taint.key != f"{_PASSING}unschedulable")
+            taints = tuple(taint for taint in node.taints if taint.key != f"{PASSING}unschedulable")
             opened = msgspec.structs.replace(node, unschedulable=False, taints=taints)
             if self._fits(changed := self._with_nodes({node.name: opened})):
                 yield Change("uncordon-node", f"uncordon node {node.name}"), changed
@@ -275,7 +253,7 @@ class _Asking:
         for offered, node in sorted(kinds.items()):
 
             def without(spared: int, node: Node = node) -> Snapshot:
-                return self._with_nodes({copy.name: copy for copy in _copies(node, most - spared)})
+                return self._with_nodes({copy.name: copy for copy in copies(node, most - spared)})
 
             if self._fits(without(0)):
                 spared = _largest(most - 1, lambda count, fewer=without: self._fits(fewer(count)))  # type: ignore[misc]
@@ -398,13 +376,6 @@ def _step(resource: str) -> int:
     if resource == "cpu":
         return 100
     return 1 << 20 if is_bytes(resource) else 1
-
-
-def _copies(node: Node, count: int) -> Iterator[Node]:
-    for index in range(1, count + 1):
-        name = f"{node.name} (new {index})"
-        labels = {**node.labels, "kubernetes.io/hostname": name}
-        yield msgspec.structs.replace(node, name=name, labels=labels)
 
 
 def _least_dear(item: tuple[_Workload, list[Pod]]) -> tuple[int, int, _Workload]:

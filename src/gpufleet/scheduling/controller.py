@@ -27,6 +27,8 @@ from gpufleet.scheduling.cycle import Policy, decide
 from gpufleet.scheduling.idle import idle_since, merges
 from gpufleet.scheduling.ledger import Ledger
 from gpufleet.scheduling.pauses import Pauses
+from gpufleet.scheduling.recording import Recording
+from gpufleet.scheduling.recordings import Recordings
 from gpufleet.scheduling.reports import Report, Reports
 from gpufleet.scheduling.writers import Writers, about, reference
 
@@ -40,12 +42,21 @@ REFRESH_SECONDS = 10.0
 
 
 class SchedulingController:
-    """Runs the decisions of one cluster. `policy` is asked before each decision: it may change over time."""
+    """Runs the decisions of one cluster. `policy` is asked before each decision: it may change over time.
+    Decisions are kept in `recordings`, where there are any.
+    """
 
-    def __init__(self, client: Client, recorder: EventRecorder, policy: Callable[[], Policy]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        recorder: EventRecorder,
+        policy: Callable[[], Policy],
+        recordings: Recordings | None = None,
+    ) -> None:
         self._client = client
         self._recorder = recorder
         self._policy = policy
+        self._recordings = recordings
         self._changed = asyncio.Event()
         self._builder = SnapshotBuilder(self._changed.set)
         self._ledger: Ledger | None = None
@@ -97,10 +108,13 @@ class SchedulingController:
         snapshot = self._builder.snapshot()
         self._ledger = Ledger.build(snapshot, self._ledger)
         paused = self._pauses.reasons(time.monotonic())
-        plan = decide(snapshot, self._policy(), self._ledger, paused)
+        policy = self._policy()
+        plan = decide(snapshot, policy, self._ledger, paused)
         metrics.DECISION_SECONDS.observe(time.perf_counter() - started)
         metrics.LAST_DECISION.set_to_current_time()
         self._decisions += 1
+        if self._recordings is not None:
+            self._recordings.add(self._decisions, Recording(snapshot, policy, paused), plan)
         self._carry_out(self._gathered(plan), len(snapshot.nodes))
 
     def _gathered(self, plan: Plan) -> Plan:

@@ -20,12 +20,13 @@ from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling import remedies
 from gpufleet.scheduling.affinity import all_terms_test
-from gpufleet.scheduling.changes import Change, at_its_best, helpful_changes, served
+from gpufleet.scheduling.changes import Change, helpful_changes, served
 from gpufleet.scheduling.cuts import Cutting
 from gpufleet.scheduling.cycle import Policy, consider, decide
 from gpufleet.scheduling.gangs import Unit, subgroup_of, units
 from gpufleet.scheduling.holders import Holder, holders, in_the_way
 from gpufleet.scheduling.ledger import NOTHING_KEPT, Ledger, account_of
+from gpufleet.scheduling.node_copies import at_its_best
 from gpufleet.scheduling.placing import place
 from gpufleet.scheduling.trial import Trial
 

@@ -25,6 +25,10 @@ MERGES = Counter(
 WRITE_ERRORS = Counter(
     "gpufleet_scheduling_write_errors", "Writes of a decision that the API server refused."
 )
+NOT_RECORDED = Counter(
+    "gpufleet_scheduling_decisions_not_recorded",
+    "Decisions that --record should have kept and did not, because the disk refused or did not keep up.",
+)
 PENDING = Gauge("gpufleet_scheduling_pending_pods", "Pods that the last decision could not place.")
 LAST_DECISION = Gauge(
     "gpufleet_scheduling_last_decision_timestamp_seconds",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gpufleet.fleet.fragmentation import MILLI, FreeNode, FreeNodes, Ints, PodShape
+from gpufleet.fleet.fragmentation import MILLI, Demand, FreeNode, FreeNodes, Ints
 from gpufleet.simulator.traces import Request, TraceNode
 
 
@@ -17,7 +17,7 @@ def models_of(nodes: Iterable[TraceNode]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(node.model for node in nodes))
 
 
-def kind_of(shape: PodShape) -> int:
+def kind_of(shape: Demand) -> int:
     """The kind of a pod by its GPUs: 0 for a part of one, else how many."""
     return 0 if shape.shares else shape.gpus
 

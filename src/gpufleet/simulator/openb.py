@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import PodShape
+from gpufleet.fleet.fragmentation import Demand
 from gpufleet.simulator.published import VARIANTS
 from gpufleet.simulator.traces import Request, TraceNode, TracePod, capacity_milli, demand_milli
 
@@ -118,7 +118,7 @@ def _clones(original: Sequence[TracePod], room_milli: int, draw: random.Random) 
 
 def _pod(row: Mapping[str, str]) -> TracePod:
     models = tuple(model for model in (row.get("gpu_spec") or "").split("|") if model)
-    shape = PodShape(int(row["cpu_milli"]), int(row["num_gpu"]), int(row["gpu_milli"]), models)
+    shape = Demand(int(row["cpu_milli"]), int(row["num_gpu"]), int(row["gpu_milli"]), models)
     return TracePod(row["name"], Request(shape, int(row["memory_mib"])))
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import MILLI, Fragmentation, Ints, PodShape, typical_pods
+from gpufleet.fleet.fragmentation import MILLI, Demand, Fragmentation, Ints, typical_pods
 from gpufleet.simulator.columns import Columns, kind_of, models_of
 from gpufleet.simulator.traces import TraceNode, TracePod
 
@@ -29,13 +29,13 @@ LARGEST_GPU = 8 * MILLI
 class Policy(Protocol):
     """How nodes are compared, and devices of a node."""
 
-    def scores(self, shape: PodShape, nodes: Columns) -> Ints:
+    def scores(self, shape: Demand, nodes: Columns) -> Ints:
         """The score of each node (K, at least one); the pod fits on all of them."""
 
     def pick(self, scores: Ints) -> int:
         """The node to take; scores of nodes where the pod does not fit are negative, and one does not."""
 
-    def devices(self, shape: PodShape, nodes: Columns, node: int) -> tuple[int, ...]:
+    def devices(self, shape: Demand, nodes: Columns, node: int) -> tuple[int, ...]:
         """The devices of a node on which the pod fits; empty for a pod without GPUs."""
 
 
@@ -46,7 +46,7 @@ class _First:
         """The first of the best."""
         return int(scores.argmax())
 
-    def devices(self, shape: PodShape, nodes: Columns, node: int) -> tuple[int, ...]:
+    def devices(self, shape: Demand, nodes: Columns, node: int) -> tuple[int, ...]:
         """The fullest device with enough, or the first idle ones."""
         return fullest_devices(shape, nodes.gpus_milli[node].tolist())
 
@@ -54,7 +54,7 @@ class _First:
 class DotProd(_First):
     """Tetris' alignment, turned around: low where both the pod and what is free are large."""
 
-    def scores(self, shape: PodShape, nodes: Columns) -> Ints:
+    def scores(self, shape: Demand, nodes: Columns) -> Ints:
         """100 x (1 - half of the product of request and free, each as a share of the largest node's)."""
         unit = (LARGEST_CPU // LARGEST_GPU) ** 2
         product = nodes.cpu_milli * shape.cpu_milli + unit * idle_milli(nodes) * shape.total_milli
@@ -66,7 +66,7 @@ class DotProd(_First):
 class BestFit(_First):
     """Where the least is left over."""
 
-    def scores(self, shape: PodShape, nodes: Columns) -> Ints:
+    def scores(self, shape: Demand, nodes: Columns) -> Ints:
         """100 x (1 - mean of the CPU and the GPU that are left, each as a share of the largest node's)."""
         cpu = nodes.cpu_milli - shape.cpu_milli
         gpu = idle_milli(nodes) - shape.total_milli
@@ -78,7 +78,7 @@ class BestFit(_First):
 class Clustering(_First):
     """Beside pods of the same kind (parts of a GPU, one GPU, two ...), and there on the fullest node."""
 
-    def scores(self, shape: PodShape, nodes: Columns) -> Ints:
+    def scores(self, shape: Demand, nodes: Columns) -> Ints:
         """From 75 where only this kind runs, 50 where others do too, 25 on an empty node, 0 beside others."""
         if not shape.gpus:
             return np.zeros(len(nodes.gpus), dtype=np.int64)
@@ -93,7 +93,7 @@ class Clustering(_First):
 class Packing(_First):
     """On devices in use before idle ones, on nodes in use before empty ones."""
 
-    def scores(self, shape: PodShape, nodes: Columns) -> Ints:
+    def scores(self, shape: Demand, nodes: Columns) -> Ints:
         """50 to 100 on devices in use, the fuller the better; 33 to 50 on idle devices of a node in use, the
         fewer the better; at most 33 on an empty node, the smaller the better.
         """
@@ -117,11 +117,11 @@ class FGD(_First):
     def __init__(self, fragmentation: Fragmentation, models: Sequence[str]) -> None:
         self._fragmentation, self._models = fragmentation, models
 
-    def scores(self, shape: PodShape, nodes: Columns) -> Ints:
+    def scores(self, shape: Demand, nodes: Columns) -> Ints:
         """The score of `Fragmentation`, of the best device for a part of one."""
         return self._fragmentation.scores(shape, nodes.free)
 
-    def devices(self, shape: PodShape, nodes: Columns, node: int) -> tuple[int, ...]:
+    def devices(self, shape: Demand, nodes: Columns, node: int) -> tuple[int, ...]:
         """For a part of a device the first one with the best score."""
         if not shape.shares:
             return super().devices(shape, nodes, node)
@@ -134,7 +134,7 @@ class Random:
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(f"policy/{seed}")
 
-    def scores(self, shape: PodShape, nodes: Columns) -> Ints:
+    def scores(self, shape: Demand, nodes: Columns) -> Ints:
         """All equal."""
         return np.zeros(len(nodes.gpus), dtype=np.int64)
 
@@ -142,7 +142,7 @@ class Random:
         """Any node that is possible."""
         return int(self._draw.choice(np.flatnonzero(scores >= 0)))
 
-    def devices(self, shape: PodShape, nodes: Columns, node: int) -> tuple[int, ...]:
+    def devices(self, shape: Demand, nodes: Columns, node: int) -> tuple[int, ...]:
         """Any device with enough, or the first idle ones."""
         idle = nodes.gpus_milli[node].tolist()
         if not shape.shares:
@@ -188,7 +188,7 @@ def idle_milli(nodes: Columns) -> Ints:
     return idle
 
 
-def fullest_devices(shape: PodShape, idle: Sequence[int]) -> tuple[int, ...]:
+def fullest_devices(shape: Demand, idle: Sequence[int]) -> tuple[int, ...]:
     """The fullest devices with enough, the first of equal ones. Whole devices are the first idle ones."""
     enough = [device for device, left in enumerate(idle) if left >= shape.gpu_milli]
     return tuple(sorted(enough, key=idle.__getitem__)[: shape.gpus])

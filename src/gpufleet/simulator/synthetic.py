@@ -26,7 +26,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import MILLI, PodShape
+from gpufleet.fleet.fragmentation import MILLI, Demand
 from gpufleet.simulator.traces import Request, TraceNode
 
 SMALL_PERCENT = 60
@@ -194,11 +194,11 @@ def _arrivals(daily: float, days: int, draw: random.Random) -> Iterator[int]:
 def _job(name: str, arrival_s: int, draw: random.Random) -> Job:
     if draw.random() * 100 < SMALL_PERCENT:
         (small,) = draw.choices(SMALL_SHAPES, _SMALL_WEIGHTS)
-        request = Request(PodShape(small.cpu_milli, small.gpus, small.gpu_milli), small.memory_mib)
+        request = Request(Demand(small.cpu_milli, small.gpus, small.gpu_milli), small.memory_mib)
         return Job(name, arrival_s, SMALL_DURATION.draw(draw), 1, request)
     (size,) = draw.choices(TRAINING_SIZES, _TRAINING_WEIGHTS)
     gpus = min(size.gpus, NODE_GPUS)
-    shape = PodShape(gpus * TRAINING_CPU_MILLI, gpus, MILLI)
+    shape = Demand(gpus * TRAINING_CPU_MILLI, gpus, MILLI)
     request = Request(shape, gpus * TRAINING_MEMORY_MIB)
     return Job(name, arrival_s, size.duration.draw(draw), size.gpus // gpus, request)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from gpufleet.fleet.fragmentation import MILLI, PodShape
+from gpufleet.fleet.fragmentation import MILLI, Demand
 
 
 class TraceNode(NamedTuple):
@@ -21,7 +21,7 @@ class TraceNode(NamedTuple):
 class Request(NamedTuple):
     """What a pod asks for."""
 
-    shape: PodShape
+    shape: Demand
     memory_mib: int
 
 

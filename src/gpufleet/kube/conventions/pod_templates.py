@@ -54,40 +54,82 @@ class PodTemplate(msgspec.Struct, frozen=True):
     host_ipc: bool = False
 
 
+class PodSpecText(msgspec.Struct, frozen=True):
+    """The spec of pods as it stands in a manifest. `pods` and `group` as in `PodTemplate`; `labels` and
+    `annotations` are those of all objects around it, `own` the metadata that the pods themselves get. `role`
+    is leader or worker in a group of a LeaderWorkerSet with both.
+    """
+
+    path: str
+    spec: Object
+    own: Object = {}
+    pods: int = 1
+    group: int = 1
+    labels: Mapping[str, str] = {}
+    annotations: Mapping[str, str] = {}
+    role: str = ""
+
+    @property
+    def total(self) -> int:
+        """How many pods there are, all groups together."""
+        members = {"leader": 1, "worker": self.group - 1}.get(self.role, self.group)
+        return self.pods * members
+
+
 def pod_templates(manifest: Object) -> list[PodTemplate]:
     """The pods that an object makes, in the order in which they stand in it."""
+    return [_template(found) for found in pod_specs(manifest)]
+
+
+def pod_specs(manifest: Object) -> list[PodSpecText]:
+    """The specs of the pods that an object makes, in the order in which they stand in it."""
     meta = _mapping(manifest.get("metadata"))
-    return list(_below(manifest, "", 1, 1, _texts(meta.get("labels")), _texts(meta.get("annotations")), 0))
+    labels, notes = _texts(meta.get("labels")), _texts(meta.get("annotations"))
+    return list(_below(manifest, PodSpecText("", {}, {}, labels=labels, annotations=notes), 0))
 
 
-def _below(
-    value: Any,
-    path: str,
-    pods: int,
-    group: int,
-    labels: Mapping[str, str],
-    notes: Mapping[str, str],
-    depth: int,
-) -> Iterator[PodTemplate]:
+def _below(value: Any, around: PodSpecText, depth: int) -> Iterator[PodSpecText]:
+    """Every spec of pods below a value; `around` says what the objects above it say."""
     if depth > _DEPTH:
         return
     if isinstance(value, list):
         for number, item in enumerate(value):
-            yield from _below(item, f"{path}[{number}]", pods, group, labels, notes, depth + 1)
+            yield from _below(item, _at(around, f"{around.path}[{number}]"), depth + 1)
         return
     if not isinstance(value, Mapping):
         return
-    meta = _mapping(value.get("metadata"))
-    labels, notes = {**labels, **_texts(meta.get("labels"))}, {**notes, **_texts(meta.get("annotations"))}
-    pods = next((count for key in _COUNTS if (count := _count(value.get(key))) is not None), pods)
-    if "leaderTemplate" in value or "workerTemplate" in value:
-        group = _count(value.get("size")) or group
+    around = _inside(around, value)
     if _is_pod(value):
-        yield _template(value, path, pods, group, labels, notes)
+        yield msgspec.structs.replace(around, spec=value)
         return
     for key, item in value.items():
         if key not in ("metadata", "status"):
-            yield from _below(item, f"{path}.{key}".lstrip("."), pods, group, labels, notes, depth + 1)
+            role = {"leaderTemplate": "leader", "workerTemplate": "worker"}.get(key, "")
+            below = _at(around, f"{around.path}.{key}".lstrip("."))
+            if role and "leaderTemplate" in value:
+                below = msgspec.structs.replace(below, role=role)
+            yield from _below(item, below, depth + 1)
+
+
+def _at(around: PodSpecText, path: str) -> PodSpecText:
+    return msgspec.structs.replace(around, path=path)
+
+
+def _inside(around: PodSpecText, value: Object) -> PodSpecText:
+    """What is said inside an object, with what it says itself."""
+    meta = _mapping(value.get("metadata"))
+    pods = next((count for key in _COUNTS if (count := _count(value.get(key))) is not None), around.pods)
+    group = around.group
+    if "leaderTemplate" in value or "workerTemplate" in value:
+        group = _count(value.get("size")) or group
+    return msgspec.structs.replace(
+        around,
+        own=meta or around.own,
+        pods=pods,
+        group=group,
+        labels={**around.labels, **_texts(meta.get("labels"))},
+        annotations={**around.annotations, **_texts(meta.get("annotations"))},
+    )
 
 
 def _is_pod(value: Object) -> bool:
@@ -100,14 +142,8 @@ def _is_pod(value: Object) -> bool:
     )
 
 
-def _template(
-    spec: Object,
-    path: str,
-    pods: int,
-    group: int,
-    labels: Mapping[str, str],
-    notes: Mapping[str, str],
-) -> PodTemplate:
+def _template(text: PodSpecText) -> PodTemplate:
+    spec = text.spec
     found = spec.get("containers")
     sidecars = [
         one
@@ -116,12 +152,12 @@ def _template(
     ]
     listed = [one for one in _sequence(found) if isinstance(one, Mapping)] if found else [spec]
     return PodTemplate(
-        path=path.removesuffix(".spec").removesuffix(".template"),
+        path=text.path.removesuffix(".spec").removesuffix(".template"),
         containers=tuple(_container(one) for one in (*listed, *sidecars)),
-        pods=pods,
-        group=group,
-        labels=labels,
-        annotations=notes,
+        pods=text.pods,
+        group=text.group,
+        labels=text.labels,
+        annotations=text.annotations,
         selectors=tuple(_selectors(spec)),
         restart=str(spec.get("restartPolicy") or ""),
         host_ipc=spec.get("hostIPC") is True,

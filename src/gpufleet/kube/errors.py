@@ -63,11 +63,6 @@ class ApiError(GpufleetError):
         return self.status == http.HTTPStatus.NOT_FOUND
 
     @property
-    def forbidden(self) -> bool:
-        """403: this user may not do that; the server says so of kinds that it does not serve, too."""
-        return self.status == http.HTTPStatus.FORBIDDEN
-
-    @property
     def conflict(self) -> bool:
         """409 for any cause but AlreadyExists: the object changed, or another manager owns the field."""
         return self.status == http.HTTPStatus.CONFLICT and self.reason != "AlreadyExists"

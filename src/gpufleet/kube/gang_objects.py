@@ -29,13 +29,14 @@ _LAST = len(GANG_KINDS)
 
 
 class GangSource(msgspec.Struct, frozen=True):
-    """One kind that tells of gangs: what is decoded, and who takes its changes and what does not decode."""
+    """One kind that tells of gangs, served or not: what is decoded, and who takes its changes and what does
+    not decode.
+    """
 
     kind: Kind
     type: type[Any]
     handler: Handler
     unread: Unread | None = None
-    optional: bool = True
 
 
 class GangObjects:
@@ -68,7 +69,7 @@ class GangObjects:
                 for rank, one in ranked
             ),
             GangSource(native.COMPOSITE_POD_GROUPS, native.PodGroup, self._composite_changed),
-            GangSource(JOBS, Job, self._job_changed, optional=False),
+            GangSource(JOBS, Job, self._job_changed),
         )
 
     def link(self, pod: Pod) -> str:

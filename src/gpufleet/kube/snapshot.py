@@ -11,6 +11,7 @@ that asks once.
 from __future__ import annotations
 
 import asyncio
+import http
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +33,7 @@ from gpufleet.kube.device_values import node_devices
 from gpufleet.kube.gang_objects import GangObjects
 from gpufleet.kube.gpunode import GPUNode, MigWish
 from gpufleet.kube.informers import Change, Unread
-from gpufleet.kube.kinds import Kind
+from gpufleet.kube.kinds import GPUFLEET_GROUP, Kind
 from gpufleet.kube.metrics import INFORMER_HANDLER_FAILURES
 from gpufleet.kube.values import budget_value, node_value, pod_value
 
@@ -56,8 +57,7 @@ class Assumption(msgspec.Struct, frozen=True):
 
 class Source(msgspec.Struct, frozen=True):
     """One kind that a snapshot is made of: how it is decoded and who takes its changes, and who is told of
-    objects that do not decode. There are none of an `optional` kind where the cluster does not serve it, and
-    a command does without an `advisory` kind where its user may not read it.
+    objects that do not decode. There are none of an `optional` kind where the cluster does not serve it.
     """
 
     kind: Kind
@@ -65,7 +65,6 @@ class Source(msgspec.Struct, frozen=True):
     handler: Callable[[Change[Any]], None]
     unread: Unread | None = None
     optional: bool = False
-    advisory: bool = False
 
 
 class SnapshotBuilder:
@@ -128,7 +127,7 @@ class SnapshotBuilder:
             self._table(kinds.CSI_NODES, objects.CSINode, self._limits, storage.attach_limits_value),
             self._table(kinds.DISRUPTION_BUDGETS, objects.PodDisruptionBudget, self._budgets, budget_value),
             *(
-                Source(one.kind, one.type, one.handler, one.unread, one.optional, advisory=True)
+                Source(one.kind, one.type, one.handler, one.unread, optional=True)
                 for one in self._gang_objects.sources
             ),
         )
@@ -465,6 +464,13 @@ def _shown(pod: Pod | None) -> Pod | tuple[str, str] | None:
     return msgspec.structs.replace(pod, phase="", reported=False)
 
 
+def _is_none_of_ours(kind: Kind, error: ApiError) -> bool:
+    """Whether an unprivileged user is refused a vendor's kind: the server says so even where it has no such
+    kind.
+    """
+    return error.status == http.HTTPStatus.FORBIDDEN and kind.group != GPUFLEET_GROUP
+
+
 async def load_snapshot(client: Client) -> tuple[Snapshot, SnapshotBuilder]:
     """A snapshot from one list of each kind."""
     builder = SnapshotBuilder()
@@ -473,7 +479,7 @@ async def load_snapshot(client: Client) -> tuple[Snapshot, SnapshotBuilder]:
         try:
             listing = await client.list(source.kind, type=source.type)
         except ApiError as error:
-            if (error.not_found and source.optional) or (error.forbidden and source.advisory):
+            if source.optional and (error.not_found or _is_none_of_ours(source.kind, error)):
                 return
             raise
         if source.unread is not None:

@@ -60,6 +60,7 @@ def test_every_way_in_which_a_node_is_out_has_words_in_both_tongues() -> None:
         "ClaimTerminating",
         "ClaimUnbound",
         "DynamicResources",
+        "FractionInvalid",
         "NoNodes",
         "SchedulingGated",
         "StorageClassNotFound",

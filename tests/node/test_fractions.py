@@ -83,6 +83,17 @@ class Node(OnNode):
 
         await until(said)
 
+    async def complains(self, reason: str) -> None:
+        """Wait until the agent has said what is wrong with fractions."""
+
+        async def told() -> bool:
+            return any(
+                (one.type, one.status, one.reason) == ("Fractions", "False", reason)
+                for one in (await record(self)).status.conditions
+            )
+
+        await until(told)
+
 
 @contextlib.asynccontextmanager
 async def agent_of(node: OnNode, nvml: NvmlNode) -> AsyncIterator[Agent]:
@@ -184,8 +195,11 @@ async def test_an_agent_that_starts_again_offers_no_gpu_that_carries_fractions(
         node = Node(real_node, found.client, found.cluster.namespace)
         async with agent_of(node, nvml_node):
             await node.offers(GPU, 2)
-            await node.share(fraction("stays"), shared)
+            untold = fraction("stays")
+            untold["spec"]["schedulerName"] = FOREIGN
+            await node.share(untold, shared)
             await node.withdrawn(1)
+            await node.complains("FractionNotDelivered")
             await node.offers(GPU, 1)
         seen: set[str] = set()
 
@@ -224,14 +238,7 @@ async def test_of_pods_that_come_at_once_none_gets_whole_what_the_agent_knows_to
             await node.withdrawn(1)
             outcomes.append(rival.status.phase)
             if rival.status.phase == "Running":
-
-                async def told() -> bool:
-                    return any(
-                        (one.type, one.status, one.reason) == ("Fractions", "False", "FractionConflict")
-                        for one in (await record(node)).status.conditions
-                    )
-
-                await until(told)
+                await node.complains("FractionConflict")
             else:
                 assert (await node.held()).get(names[1], set()) == set()
             for name in names:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gpufleet.cli.fleet_status import Cluster, Pods, node_lines
 from gpufleet.cli.usage import GPU, Holder, counts, gpus_of, nodes_of, pods_of
 from gpufleet.cli.usage_tables import text
+from gpufleet.fleet.fractions import FRACTION_RESOURCE
 from gpufleet.kube.gpunode import GPUAllocation, GPUDevice, GPUInstance, GPUNode, GPUNodeStatus
 from gpufleet.kube.objects import Condition, Node, NodeSpec, NodeStatus, ObjectMeta
 
@@ -104,6 +105,21 @@ def test_a_pod_that_holds_two_instances_of_one_gpu_is_named_once() -> None:
 def test_pods_of_a_shared_gpu_are_all_named() -> None:
     [gpu] = gpus_of([gpu_node("n", (device(0),), held("a", "GPU-0"), held("b", "GPU-0"))])
     assert [holder.name for holder in gpu.pods] == ["a", "b"]
+
+
+def test_who_has_fractions_of_a_gpu_is_named_with_how_much() -> None:
+    shared = msgspec.structs.replace(device(0), fraction_milli=800)
+    parts = [
+        msgspec.structs.replace(held(name, "GPU-0", resource=FRACTION_RESOURCE), milli=milli)
+        for name, milli in (("a", 500), ("b", 300))
+    ]
+    fleet = [gpu_node("n", (shared,), *parts)]
+    (gpu,) = gpus_of(fleet)
+    assert ([holder.name for holder in gpu.pods], gpu.fraction_milli) == (["a", "b"], 800)
+    rows = pods_of(fleet)
+    assert [row.fraction_milli for row in rows] == [500, 300]
+    told = text("pods", rows, None, headers=False, watch=False)
+    assert [line.split("\t")[3] for line in told.splitlines()] == ["1x500m GPU", "1x300m GPU"]
 
 
 def test_every_share_of_a_gpu_that_a_pod_holds_counts() -> None:

@@ -18,9 +18,8 @@ class Node(msgspec.Struct, frozen=True):
     resources, because the kubelet reports a sick or a returned GPU up to ten seconds late. `unhealthy` counts
     the devices that the node has beside those, by GPU resource, and that no new pod may use; `sick` are the
     UUIDs of such GPUs. `carrying` are the GPUs that are kept for fractions (they count in `allocatable`),
-    `may_carry` says whether its agent can keep any. `gpus` are those
-    that the scheduler may cut, `may_switch` says whether that goes for their MIG mode, too; what is asked to
-    go is no longer in `allocatable`.
+    `may_carry` says whether its agent can keep any. `gpus` are those that the scheduler may cut, `may_switch`
+    says whether that goes for their MIG mode, too; what is asked to go is no longer in `allocatable`.
     """
 
     name: str

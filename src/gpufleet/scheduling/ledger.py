@@ -86,12 +86,11 @@ def account_of(
     """The account of a node that runs `pods`, computed from nothing else; `kept` is known where they are only
     some of those that run there, and `values` are those of idle parts of GPUs.
     """
-    if kept is None:
-        kept = frozenset(node.carrying).difference(
-            *(pick.devices for pod in pods.values() if pod.shape.fraction for pick in pod.picks)
-        )
-    carried = Carried(dict.fromkeys(sorted(kept), 0), closed=frozenset(node.sick), values=values)
-    used: dict[str, int] = {WHOLE_RESOURCE: carried.gpus} if carried.gpus else {}
+    kept = _kept(node, pods) if kept is None else kept
+    carried = NOTHING_CARRIED
+    if kept or node.sick or values:
+        carried = Carried(dict.fromkeys(sorted(kept), 0), closed=frozenset(node.sick), values=values)
+    used: dict[str, int] = {WHOLE_RESOURCE: carried.gpus} if kept else {}
     ports: list[HostPort] = []
     for pod in pods.values():
         for resource, amount in pod.shape.requests:
@@ -102,6 +101,13 @@ def account_of(
     for pod in sorted((pod for pod in pods.values() if pod.shape.fraction), key=lambda pod: not pod.picks):
         carried = _carry(pod, node, carried, used)
     return NodeAccount(node, pods, used, tuple(ports), anti_affine, carried, kept)
+
+
+def _kept(node: Node, pods: Mapping[str, Pod]) -> frozenset[str]:
+    if not node.carrying:
+        return NOTHING_KEPT
+    parts = [pick.devices for pod in pods.values() if pod.shape.fraction for pick in pod.picks]
+    return frozenset(node.carrying).difference(*parts)
 
 
 def _carry(pod: Pod, node: Node, carried: Carried, used: dict[str, int]) -> Carried:

@@ -41,7 +41,6 @@ def random_case(seed: int) -> Case:
                 memory=_quota(draw, 1),
                 priority=draw.choice((0, 0, 0, 10, -5)),
                 created=float(draw.randint(0, 3)),
-                includes_children=draw.random() < 0.3,
             )
         )
     asked = {
@@ -71,4 +70,5 @@ def _quota(draw: random.Random, unit: int) -> Quota:
         limit=draw.choice((None, None, None, draw.randint(0, 20) * unit)),
         lending_limit=draw.choice((None, None, draw.randint(0, 5) * unit)),
         weight=draw.choice((1000, 1000, 2000, 3000, 0, 500, 333)),
+        includes_children=draw.random() < 0.3,
     )

@@ -50,7 +50,7 @@ class Oracle:
 
     def guaranteed(self, name: str) -> int | None:
         amounts = [self.quota[name].guarantee]
-        if self.queues[name].includes_children:
+        if self.quota[name].includes_children:
             amounts += [self.guaranteed(c) for c, queue in self.queues.items() if queue.parent == name]
         known = [amount for amount in amounts if amount is not None]
         return sum(known) if len(known) == len(amounts) else None

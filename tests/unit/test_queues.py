@@ -9,8 +9,9 @@ from tests.unit.fleets import pod
 from gpufleet.fleet.queues import NO_QUEUES, UNQUEUED, Queue, QueueTree, Quota, amounts_asked, milli_gpus
 
 
-def queue(name: str, parent: str = "", guarantee: int | None = 0, **rest: object) -> Queue:
-    return Queue(name=name, rule="test", parent=parent, gpu=Quota(guarantee), **rest)  # type: ignore[arg-type]
+def queue(name: str, parent: str = "", guarantee: int | None = 0, *, with_children: bool = False) -> Queue:
+    gpu = Quota(guarantee, includes_children=with_children)
+    return Queue(name=name, rule="test", parent=parent, gpu=gpu)
 
 
 def test_paths_lead_from_a_queue_to_the_top_and_pods_without_a_queue_have_one() -> None:
@@ -52,9 +53,9 @@ def test_two_queues_of_one_name_are_told_by_whom_they_are() -> None:
 
 def test_guarantees_of_children_count_above_where_the_queue_says_so() -> None:
     children = (queue("x", "a", 2000), queue("y", "a", 3000))
-    assert QueueTree.of((queue("a", includes_children=True), *children)).guarantees["a"] == (5000, 0, 0)
+    assert QueueTree.of((queue("a", with_children=True), *children)).guarantees["a"] == (5000, 0, 0)
     assert QueueTree.of((queue("a", guarantee=1000), *children)).guarantees["a"] == (1000, 0, 0)
-    everything = (queue("a", includes_children=True), queue("x", "a", None))
+    everything = (queue("a", with_children=True), queue("x", "a", None))
     assert QueueTree.of(everything).guarantees["a"] == (None, 0, 0)
 
 

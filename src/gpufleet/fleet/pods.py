@@ -118,6 +118,7 @@ class Pod(msgspec.Struct, frozen=True):
     rules and for people. `preempts` is False for preemptionPolicy Never. `reported` is True while the pod's
     condition says that gpufleet could not place it. `device_claims` are what its containers ask for of GPUs,
     in the order in which a kubelet allocates, and `picks` what was picked for them when it was bound.
+    `queue` is the queue that the pod itself names.
     """
 
     namespace: str
@@ -141,6 +142,7 @@ class Pod(msgspec.Struct, frozen=True):
     reported: bool = False
     device_claims: tuple[DeviceClaim, ...] = ()
     picks: tuple[DevicePick, ...] = ()
+    queue: str = ""
 
     @property
     def key(self) -> str:

@@ -20,6 +20,10 @@ from typing import NamedTuple
 import msgspec
 
 from gpufleet.fleet.pods import PodShape, is_gpu_resource
+from gpufleet.fleet.quantities import comparable_amounts
+
+QUEUE_LABEL = "gpufleet.dev/queue"
+"""On a pod its queue; on a namespace the queue of its pods that name none."""
 
 RESOURCES = ("gpu", "cpu", "memory")
 """What queues divide, in the order of `Amounts`."""
@@ -60,36 +64,42 @@ def milli_gpus(resource: str, count: int) -> int:
 
 
 def amounts_of(resources: Mapping[str, int]) -> Amounts:
-    """What queues count of requests, or of what a node has (millicores, bytes, counts)."""
-    gpu = sum(milli_gpus(resource, count) for resource, count in resources.items())
-    return Amounts(gpu, resources.get("cpu", 0), resources.get("memory", 0))
+    """What queues count of what a node has (millicores, bytes, counts)."""
+    return _counted(tuple(resources.items()))
+
+
+def amounts_asked(shape: PodShape) -> Amounts:
+    """What queues count of a pod."""
+    return _counted(shape.requests)
 
 
 @lru_cache(maxsize=8192)
-def amounts_asked(shape: PodShape) -> Amounts:
-    """What queues count of a pod."""
-    return amounts_of(dict(shape.requests))
+def _counted(resources: tuple[tuple[str, int], ...]) -> Amounts:
+    known = dict(resources)
+    gpu = sum(milli_gpus(resource, count) for resource, count in resources)
+    return Amounts(gpu, known.get("cpu", 0), known.get("memory", 0))
 
 
 class Quota(msgspec.Struct, frozen=True):
     """What a queue may have of one resource, in the unit of `Amounts`.
 
     `guarantee` None is all there is; `limit` and `lending_limit` None are no limit. `weight` is in
-    thousandths; 0 borrows nothing.
+    thousandths; 0 borrows nothing. With `includes_children` the guarantees of the queues below count on top.
     """
 
     guarantee: int | None = 0
     limit: int | None = None
     lending_limit: int | None = None
     weight: int = UNIT_WEIGHT
+    includes_children: bool = False
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
     """One queue. `rule` names the convention that said so, for people; `parent` is empty for a top one.
 
-    With `includes_children` the guarantees of the queues below count on top of its own. `closed` says why it
-    takes nobody in; empty while it does. `created` is in seconds since the epoch; the runtimes, in seconds,
-    protect pods that started a short while ago from preemption within the queue and from reclaim by others.
+    `closed` says why it takes nobody in; empty while it does. `created` is in seconds since the epoch; the
+    runtimes, in seconds, protect pods that started a short while ago from preemption within the queue and
+    from reclaim by others.
     """
 
     name: str
@@ -100,7 +110,6 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     memory: Quota = Quota()
     priority: int = 0
     created: float = 0.0
-    includes_children: bool = False
     closed: str = ""
     preempt_min_runtime: int = 0
     reclaim_min_runtime: int = 0
@@ -214,13 +223,22 @@ def _guarantees(
 ) -> dict[str, Guarantee]:
     found: dict[str, Guarantee] = {}
     for name in sorted(queues, key=lambda name: -len(paths[name])):
-        own: Guarantee = tuple(quota.guarantee for quota in queues[name].quotas)
-        if queues[name].includes_children:
-            for child in children.get(name, ()):
-                own = tuple(_together(one, other) for one, other in zip(own, found[child], strict=True))
-        found[name] = own
+        stated = [quota.guarantee for quota in queues[name].quotas]
+        below = [found[child] for child in children.get(name, ())]
+        found[name] = tuple(
+            _together(own, *(guarantee[index] for guarantee in below)) if quota.includes_children else own
+            for index, (own, quota) in enumerate(zip(stated, queues[name].quotas, strict=True))
+        )
     return found
 
 
-def _together(one: int | None, other: int | None) -> int | None:
-    return None if one is None or other is None else one + other
+def _together(*guarantees: int | None) -> int | None:
+    known = [guarantee for guarantee in guarantees if guarantee is not None]
+    return sum(known) if len(known) == len(guarantees) else None
+
+
+def told_amounts(resource: str, *amounts: int) -> tuple[str, ...]:
+    """Amounts of one of `RESOURCES` for people: GPUs as decimals, cores, bytes in Gi."""
+    if resource == "gpu":
+        return tuple(f"{amount / WHOLE_GPU:.3f}".rstrip("0").rstrip(".") for amount in amounts)
+    return comparable_amounts(resource, *amounts)

@@ -14,6 +14,7 @@ import msgspec
 from gpufleet.fleet.devices import NodeDevices
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
+from gpufleet.fleet.queues import NO_QUEUES, QueueTree
 from gpufleet.fleet.selectors import LabelSelector
 from gpufleet.fleet.volumes import AttachLimits, Claim, CSIDriver, StorageCapacity, StorageClass, Volume
 
@@ -37,7 +38,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     `pods_by_node` has every pod that is bound or assumed to be bound and has not finished, by node (also
     nodes that do not exist any more); `unbound` has every pod that is neither bound nor finished, whoever
     schedules it. `gang_successes` counts the pods that have succeeded by gang and owner (`Pod.gang_part`).
-    `devices` says of nodes whose agent reports which devices there are and who holds them.
+    `devices` says of nodes whose agent reports which devices there are and who holds them. `queues` are those
+    of all conventions.
     """
 
     nodes: Mapping[str, Node] = {}
@@ -53,6 +55,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     storage_capacities: tuple[StorageCapacity, ...] = ()
     attach_limits: Mapping[str, AttachLimits] = {}
     budgets: tuple[DisruptionBudget, ...] = ()
+    queues: QueueTree = NO_QUEUES
 
     def pods(self) -> Iterator[Pod]:
         """Every pod, bound ones first."""

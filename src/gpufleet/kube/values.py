@@ -17,6 +17,7 @@ from gpufleet.fleet.snapshot import DisruptionBudget
 from gpufleet.kube import objects
 from gpufleet.kube.conventions.labels import gang_of
 from gpufleet.kube.conventions.picked_devices import picks_in
+from gpufleet.kube.conventions.queue_names import queue_of
 from gpufleet.kube.cuts import cuttable_gpus
 from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.requests import device_claims, effective_requests
@@ -59,6 +60,7 @@ def pod_value(pod: objects.Pod) -> pods.Pod:
         reported=any(c.type == DECISION_CONDITION and c.status == "False" for c in pod.status.conditions),
         device_claims=device_claims(pod),
         picks=picks_in(meta.annotations),
+        queue=queue_of(meta),
     )
 
 

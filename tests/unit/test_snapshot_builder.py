@@ -13,8 +13,10 @@ from tests.unit.watched import Watched, devices, machine, manifest
 
 from gpufleet.fleet.devices import DevicePick
 from gpufleet.fleet.pods import Pod
-from gpufleet.kube import objects
+from gpufleet.fleet.queues import NO_QUEUES, UNQUEUED
+from gpufleet.kube import kinds, objects
 from gpufleet.kube.conventions.picked_devices import DEVICES_ANNOTATION, annotated
+from gpufleet.kube.conventions.queues import CONVENTIONS
 from gpufleet.kube.gpunode import GPUAllocation, GPUDevice, GPUNode, GPUNodeStatus, GPUResource
 from gpufleet.kube.informers import Change
 from gpufleet.kube.snapshot import SnapshotBuilder
@@ -248,4 +250,32 @@ def test_every_other_kind_is_a_table_that_announces_what_changed(data: st.DataOb
 
 def test_all_kinds_that_a_snapshot_has_are_watched() -> None:
     watched = {source.kind.plural for source in SnapshotBuilder().sources}
-    assert watched == {*OBJECTS, "nodes", "gpunodes", "pods", "namespaces"}
+    queues = {convention.kind.plural for convention in CONVENTIONS}
+    assert watched == {*OBJECTS, *queues, "nodes", "gpunodes", "pods", "namespaces"}
+
+
+def test_queues_make_a_tree_that_stays_until_one_changes_and_announce_what_changed() -> None:
+    watched = Watched()
+    source = next(s for s in watched.builder.sources if s.kind is kinds.QUEUES)
+    item = msgspec.convert({"metadata": {"name": "team"}, "spec": {"limit": {"gpu": 4}}}, source.type)
+    source.handler(Change("team", None, item))
+    source.handler(Change("team", item, item))
+    tree = watched.builder.snapshot().queues
+    assert (watched.changes, tree.queues["team"].gpu.limit) == (1, 4000)
+    assert watched.builder.snapshot().queues is tree
+    source.handler(Change("team", item, None))
+    assert (watched.changes, watched.builder.snapshot().queues) == (2, NO_QUEUES)
+
+
+def test_a_queue_that_cannot_be_read_is_closed_instead_of_without_limits() -> None:
+    watched = Watched()
+    kai = next(s for s in watched.builder.sources if s.kind is kinds.KAI_QUEUES)
+    assert kai.unread is not None
+    kai.unread("team", "")
+    assert "cannot be read" in watched.builder.snapshot().queues.queues["team"].closed
+    kai.unread("team", None)
+    wrong = {"metadata": {"name": "other"}, "spec": {"preemptMinRuntime": "soon"}}
+    kai.handler(Change("other", None, msgspec.convert(wrong, kai.type)))
+    tree = watched.builder.snapshot().queues
+    assert set(tree.queues) == {"other", UNQUEUED}
+    assert "cannot be read" in tree.queues["other"].closed

@@ -37,6 +37,8 @@ class Turns:
             self._waiting.setdefault(name if self._tree.is_leaf(name) else UNQUEUED, []).append(unit)
         for waiting in self._waiting.values():
             waiting.reverse()
+        self._guaranteed = [any(column) for column in zip(*self._stated(), strict=True)]
+        """Of which resources anybody is guaranteed something; what nobody is, says nothing about anybody."""
         self._entitled = {name: self._entitlement(name) for name in self._tree.queues}
         self._heaps: dict[str, list[_Key]] = {name: [] for name in self._tree.children}
         for name in sorted(self._tree.queues, key=lambda name: -len(self._tree.paths[name])):
@@ -72,11 +74,12 @@ class Turns:
         held, guarantees = self._queues.held[name], self._tree.guarantees[name]
         over = beyond = unshared = False
         dominant = before = 0
-        for has, more, part, guarantee in zip(held, need, share, guarantees, strict=True):
+        rows = zip(held, need, share, guarantees, self._guaranteed, strict=True)
+        for has, more, part, guarantee, matters in rows:
             with_it = has + more
             if more:
                 over = over or has >= part
-                beyond = beyond or (guarantee is not None and with_it > guarantee)
+                beyond = beyond or (matters and guarantee is not None and with_it > guarantee)
             if part:
                 dominant = max(dominant, (with_it << _PRECISION) // part)
                 before = max(before, (has << _PRECISION) // part)
@@ -84,6 +87,10 @@ class Turns:
                 unshared = True
         entitled = self._entitled[name]
         return (over, beyond, -queue.priority, unshared, dominant, before, entitled, queue.created, name)
+
+    def _stated(self) -> Iterator[list[bool]]:
+        for guarantees in self._tree.guarantees.values():
+            yield [guarantee != 0 for guarantee in guarantees]
 
     def _entitlement(self, name: str) -> int:
         """The largest part of any resource of the fleet that the queue may hold undisturbed."""

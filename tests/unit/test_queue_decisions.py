@@ -27,6 +27,7 @@ from gpufleet.fleet.queues import QUEUE_LABEL, UNQUEUED, Queue, QueueTree, Quota
 from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot, snapshot_of
 from gpufleet.scheduling.cycle import Policy, decide
+from gpufleet.scheduling.explain import explain
 from gpufleet.scheduling.queues import Queues
 
 GPU = 1000
@@ -275,3 +276,39 @@ def test_no_plan_takes_a_queue_over_its_limit_or_forgets_a_pod(snapshot: Snapsho
     answered = Counter(a.pod.name for a in found.actions if isinstance(a, Bind | Unschedulable))
     assert answered == Counter(one.name for one in snapshot.unbound.values())
     assert decide(snapshot, Policy()) == found
+
+
+TEAM: tuple[Node | Queue, ...] = (node(gpus=8), queue("org", limit=2), queue("team", "org", limit=2))
+
+
+def why(snapshot: Snapshot, name: str) -> tuple[str, str, dict[str, str]]:
+    found = explain(snapshot, f"default/{name}", Policy())
+    assert found is not None
+    return found.verdict, found.reasons[0].code, {c.kind: c.message for c in found.changes}
+
+
+def test_why_says_which_limits_to_raise_and_how_far() -> None:
+    running = several(2, "run", "team", node="a")
+    assert why(fleet(*TEAM, *running, *several(1, "p", "team")), "p0") == (
+        "not-now",
+        "QueueOverLimit",
+        {"raise-limit": "raise the limit of queue org to 3 GPUs and the limit of queue team to 3 GPUs"},
+    )
+    assert why(fleet(*TEAM, *running, *several(2, "p", "team")), "p1")[2] == {
+        "raise-limit": "raise the limit of queue org to 4 GPUs and the limit of queue team to 4 GPUs"
+    }
+
+
+def test_what_asks_for_more_than_its_queue_may_ever_hold_never_starts_unless_the_limit_is_raised() -> None:
+    found = why(fleet(node(gpus=8), queue("team", limit=2), pod("p", gpus=4, queue="team")), "p")
+    assert found == ("never", "QueueOverLimit", {"raise-limit": "raise the limit of queue team to 4 GPUs"})
+    assert why(fleet(node(gpus=2), queue("team", limit=2), pod("p", gpus=4, queue="team")), "p")[2] == {}
+
+
+def test_why_says_how_to_get_into_a_queue_that_cannot_be_used() -> None:
+    queues = queue("org"), queue("team", "org"), queue("lost", "gone"), queue("shut", closed="so")
+    snapshot = fleet(node(gpus=8), *queues, *(pod(q, queue=q) for q in ("org", "lost", "shut", "new")))
+    assert why(snapshot, "org")[2] == {"name-queue": "name the queue team"}
+    assert why(snapshot, "shut")[2] == {"open-queue": "open the queue shut"}
+    assert why(snapshot, "new")[2] == {"create-queue": "create the queue new"}
+    assert why(snapshot, "lost")[:2] == ("not-now", "QueueInvalid")

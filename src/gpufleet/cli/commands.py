@@ -13,6 +13,8 @@ COMMANDS = {
     "kubeconfig": ("gpufleet.cli.kubeconfig", "Where the kubeconfig is, what is in it, merge it into yours"),
     "top": ("gpufleet.cli.top", "Who uses which GPU, and how much"),
     "why": ("gpufleet.cli.why", "Why a pod is pending or where it runs, who holds the GPUs, what would help"),
+    "queues": ("gpufleet.cli.queues", "The tree of queues: what each may have, holds and waits for"),
+    "fairshare": ("gpufleet.cli.fairshare", "How the fair share of each queue comes about"),
     "logs": ("gpufleet.cli.logs", "The output of a pod's container"),
     "agent": ("gpufleet.cli.agent", "The agent of this GPU node, or one look at it"),
     "mig": ("gpufleet.cli.mig", "What GPUs can be cut into, and how to get there"),
@@ -24,7 +26,7 @@ COMMANDS = {
 
 SECTIONS = {
     "A fleet on this machine": ("up", "down", "status", "kubeconfig"),
-    "Any cluster": ("top", "why", "logs"),
+    "Any cluster": ("top", "why", "queues", "fairshare", "logs"),
     "GPUs": ("agent", "mig", "share"),
     "Other": ("version", "completion"),
 }

@@ -116,13 +116,14 @@ class Queues:
             return {pod.key: whole for pod in pods}
         return found
 
-    def missing(self, pods: Sequence[Pod]) -> dict[str, Amounts]:
-        """What the queues above pods would hold, of those that would exceed their limits."""
+    def exceeded(self, pods: Sequence[Pod]) -> dict[str, Amounts]:
+        """The queues that would exceed their limits with these pods, with what they would hold then."""
         after: dict[str, Held] = {}
+        limits: dict[str, tuple[int | None, ...]] = {}
         for pod in pods:
             for guard in self._guarded(pod):
                 _add(after.setdefault(guard.name, list(guard.held)), amounts_asked(pod.shape))
-        limits = {guard.name: guard.limits for pod in pods for guard in self._guarded(pod)}
+                limits[guard.name] = guard.limits
         return {
             name: Amounts(*amounts)
             for name, amounts in after.items()

@@ -12,7 +12,7 @@ from tests.unit.random_queues import Case, random_case
 from tests.unit.share_oracle import Oracle
 
 from gpufleet.fleet.queues import UNQUEUED, Amounts, Queue, QueueTree, Quota
-from gpufleet.scheduling.fairshare import Claim, divide, fair_shares
+from gpufleet.scheduling.fairshare import NO_USAGE, Claim, divide, fair_shares
 
 GPU = 1000
 
@@ -124,3 +124,31 @@ def test_a_queue_below_divides_what_the_one_above_got() -> None:
     found = fair_shares(tree, asked, Amounts(12 * GPU))
     gpus = {name: amounts.gpu // GPU for name, amounts in found.items()}
     assert gpus == {"research": 6, "vision": 5, "speech": 1, "product": 6, UNQUEUED: 0}
+
+
+def example(lending: int | None = None, gpus: int = 24, usage: Fraction = NO_USAGE[0]) -> dict[str, int]:
+    """The example of docs/concepts/fair-share.md, in whole GPUs."""
+    tree = QueueTree.of((
+        Queue(name="research", rule="t", gpu=Quota(10 * GPU)),
+        Queue(name="vision", rule="t", parent="research", gpu=Quota(6 * GPU)),
+        Queue(name="speech", rule="t", parent="research", gpu=Quota(2 * GPU)),
+        Queue(name="product", rule="t", gpu=Quota(6 * GPU, lending_limit=lending)),
+        Queue(name="batch", rule="t", gpu=Quota(weight=2000)),
+    ))  # fmt: skip
+    asked = {"vision": 12, "speech": 4, "product": 3, "batch": 20}
+    amounts = {name: Amounts(count * GPU) for name, count in asked.items()}
+    used = {"batch": (usage, usage, usage)}
+    found = fair_shares(tree, amounts, Amounts(gpus * GPU), used)
+    return {name: amount.gpu // GPU for name, amount in found.items() if name != UNQUEUED}
+
+
+def test_the_example_of_the_documentation() -> None:
+    assert example() == {"research": 14, "product": 3, "batch": 7, "vision": 10, "speech": 4}
+    lent = example(lending=GPU)
+    assert (lent["research"], lent["product"], lent["batch"]) == (13, 3, 6)
+    assert example(usage=Fraction(1))["batch"] == 5
+
+
+def test_the_outage_of_the_documentation() -> None:
+    found = divide(8 * GPU, [Claim("r", 16 * GPU, 8 * GPU), Claim("p", 6 * GPU, 6 * GPU)], GPU)
+    assert found == {"r": 5 * GPU, "p": 3 * GPU}

@@ -63,9 +63,8 @@ def test_the_tree_is_indented_and_amounts_are_what_people_write(fleet: Snapshot)
 
 def test_a_share_is_told_as_what_is_guaranteed_and_what_is_borrowed(fleet: Snapshot) -> None:
     lines = [line.split("\t") for line in shares_text(report(fleet), "gpu").splitlines()]
-    assert lines[0] == [
-        "QUEUE", "PRIORITY", "WEIGHT", "REQUESTED", "GUARANTEED", "BORROWED", "FAIR SHARE", "ALLOCATED", "USED",
-    ]  # fmt: skip
+    assert lines[0][:6] == ["QUEUE", "PRIORITY", "WEIGHT", "REQUESTED", "GUARANTEED", "BORROWED"]
+    assert lines[0][6:] == ["FAIR SHARE", "ALLOCATED", "USED"]
     assert lines[2] == ["research", "0", "1", "8", "6", "2", "8", "3", "37 %"]
     assert lines[1][2] == "2"
 

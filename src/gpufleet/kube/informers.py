@@ -253,7 +253,10 @@ class Informer(Generic[T]):
         expired = isinstance(error, ApiError) and _version_is_lost(error)
         if expired:
             self.resource_version = ""
-        level = logging.INFO if expired and not self._failing else logging.WARNING
+        absent = self._optional and isinstance(error, ApiError) and error.not_found
+        level = logging.INFO if absent or (expired and not self._failing) else logging.WARNING
+        if absent and self._failing:
+            level = logging.DEBUG
         delay = 0.0 if expired and not self._failing else self._backoff.next()
         if isinstance(error, ApiError) and error.retry_after is not None:
             delay = max(delay, error.retry_after)

@@ -75,8 +75,9 @@ def consider(
     and who is evicted is still there.
     """
     waiting = units(snapshot, policy.responsible)
-    queues = Queues(snapshot, waiting) if snapshot.queues else None
-    cycle = _Cycle(ledger or Ledger.build(snapshot), waiting, paused, policy.schedulers, queues)
+    ledger = ledger or Ledger.build(snapshot)
+    queues = Queues(snapshot, waiting, ledger.holdings) if snapshot.queues else None
+    cycle = _Cycle(ledger, waiting, paused, policy.schedulers, queues)
     for unit in waiting if queues is None else Turns(queues, waiting):
         cycle.take(unit)
     return Plan(tuple(cycle.actions)), cycle.trial.ledger

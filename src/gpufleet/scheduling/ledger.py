@@ -15,6 +15,7 @@ import msgspec
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import HostPort, Pod
 from gpufleet.fleet.snapshot import Snapshot
+from gpufleet.scheduling.holdings import Holdings
 
 
 class NodeAccount(msgspec.Struct, frozen=True):
@@ -78,18 +79,21 @@ def account_of(node: Node, pods: Mapping[str, Pod]) -> NodeAccount:
 class Ledger:
     """The accounts of all nodes of a snapshot, by node name, plus volumes promised during this decision."""
 
-    __slots__ = ("accounts", "promised_volumes", "snapshot")
+    __slots__ = ("accounts", "holdings", "promised_volumes", "snapshot")
 
     def __init__(
         self,
         snapshot: Snapshot,
         accounts: dict[str, NodeAccount],
         promised_volumes: dict[str, str] | None = None,
+        holdings: Holdings | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.accounts = accounts
         self.promised_volumes = {} if promised_volumes is None else promised_volumes
         """Volume name to claim key: promised in this decision, not yet written."""
+        self.holdings = holdings or Holdings()
+        """Follows whichever snapshot it is asked about, so ledgers may share it."""
 
     @classmethod
     def build(cls, snapshot: Snapshot, previous: Ledger | None = None) -> Ledger:
@@ -102,11 +106,11 @@ class Ledger:
             if account is None or account.node is not node or account.pods is not pods:
                 account = account_of(node, pods)
             accounts[name] = account
-        return cls(snapshot, accounts)
+        return cls(snapshot, accounts, holdings=previous.holdings if previous else None)
 
     def fork(self) -> Ledger:
         """A ledger that can change without changing this one."""
-        return Ledger(self.snapshot, dict(self.accounts), dict(self.promised_volumes))
+        return Ledger(self.snapshot, dict(self.accounts), dict(self.promised_volumes), self.holdings)
 
     def place(self, pod: Pod, node: str) -> NodeAccount:
         """Count `pod` as running on `node`, whether or not it fits; the node's new account."""

@@ -86,12 +86,8 @@ def queue_report(snapshot: Snapshot) -> QueueReport:
 
 
 def _rows(snapshot: Snapshot, queues: Queues, waiting: list[Unit]) -> Iterator[QueueRow]:
-    tree, requested = snapshot.queues, queues.requested()
-    running, pending = dict.fromkeys(tree.queues, 0), dict.fromkeys(tree.queues, 0)
-    for pods in snapshot.pods_by_node.values():
-        for pod in pods.values():
-            for name in tree.paths[queues.queue(pod)]:
-                running[name] += 1
+    tree, requested, running = snapshot.queues, queues.requested(), queues.running()
+    pending = dict.fromkeys(tree.queues, 0)
     for unit in waiting:
         for pod in unit.pods:
             for name in tree.paths[queues.queue(pod)]:

@@ -28,6 +28,7 @@ from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.fairshare import fair_shares
 from gpufleet.scheduling.gangs import Unit
+from gpufleet.scheduling.holdings import Holdings, Named
 
 Held = list[int]
 """What a queue holds, in the order of `RESOURCES`; changed as a decision goes on."""
@@ -44,11 +45,11 @@ class _Guard(msgspec.Struct, frozen=True):
 class Queues:
     """The queues of one decision. `held` changes by `take`; what was asked for and the shares stay."""
 
-    def __init__(self, snapshot: Snapshot, waiting: Iterable[Unit]) -> None:
+    def __init__(self, snapshot: Snapshot, waiting: Iterable[Unit], holdings: Holdings | None = None) -> None:
         self.tree: QueueTree = snapshot.queues
         self._namespaces = snapshot.namespaces
         self._names: dict[tuple[str, str], str] = {}
-        own = self._sums(pod for pods in snapshot.pods_by_node.values() for pod in pods.values())
+        own, self._running = self._bound((holdings or Holdings()).of(snapshot.pods_by_node))
         asked = self._sums(pod for unit in waiting for pod in unit.pods)
         self.held: dict[str, Held] = self._with_below(own)
         self.asked = {
@@ -63,18 +64,25 @@ class Queues:
         """What the pods of each queue, and of those below, hold and wait for."""
         return self._with_below(self.asked)
 
+    def running(self) -> dict[str, int]:
+        """How many bound pods count in each queue and in those below."""
+        sums = dict.fromkeys(self.tree.queues, 0)
+        for name, count in self._running.items():
+            for above in self.tree.paths[name]:
+                sums[above] += count
+        return sums
+
     def queue(self, pod: Pod) -> str:
         """The queue that a pod counts in."""
-        name = self._named(pod)
-        return name if name in self.tree.queues else UNQUEUED
+        return self._counted(self._named(pod.queue, pod.namespace))
 
     def problem(self, pod: Pod) -> Reason | None:
         """Why nothing can be placed in the pod's queue, whatever is free; None when it can."""
-        name = self._named(pod)
+        name = self._named(pod.queue, pod.namespace)
         if name in self.tree.problems:
             return Reason("QueueInvalid", self.tree.problems[name], name)
         if name not in self.tree.queues:
-            wanted = self._wanted(pod)
+            wanted = self._wanted(pod.queue, pod.namespace)
             return Reason("QueueNotFound", f"there is no queue {wanted}", wanted)
         if not self.tree.is_leaf(name):
             below = ", ".join(self.tree.children[name])
@@ -158,15 +166,28 @@ class Queues:
     def _limits(self, name: str) -> tuple[int | None, ...]:
         return tuple(quota.limit for quota in self.tree.queues[name].quotas)
 
-    def _wanted(self, pod: Pod) -> str:
-        return pod.queue or self._namespaces.get(pod.namespace, {}).get(QUEUE_LABEL, "")
+    def _wanted(self, queue: str, namespace: str) -> str:
+        return queue or self._namespaces.get(namespace, {}).get(QUEUE_LABEL, "")
 
-    def _named(self, pod: Pod) -> str:
-        asked = (pod.queue, "" if pod.queue else pod.namespace)
+    def _named(self, queue: str, namespace: str) -> str:
+        asked = (queue, "" if queue else namespace)
         name = self._names.get(asked)
         if name is None:
-            name = self._names[asked] = self.tree.find(self._wanted(pod))
+            name = self._names[asked] = self.tree.find(self._wanted(queue, namespace))
         return name
+
+    def _counted(self, name: str) -> str:
+        return name if name in self.tree.queues else UNQUEUED
+
+    def _bound(self, holdings: Mapping[Named, Sequence[int]]) -> tuple[dict[str, Amounts], dict[str, int]]:
+        """What bound pods hold and how many they are, by the queue they count in."""
+        held: dict[str, Amounts] = {}
+        counts: dict[str, int] = {}
+        for (queue, namespace), (gpu, cpu, memory, count) in holdings.items():
+            name = self._counted(self._named(queue, namespace))
+            held[name] = held.get(name, NOTHING).plus(Amounts(gpu, cpu, memory))
+            counts[name] = counts.get(name, 0) + count
+        return held, counts
 
     def _sums(self, pods: Iterable[Pod]) -> dict[str, Amounts]:
         """What pods ask for, by the queue they count in."""

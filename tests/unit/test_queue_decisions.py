@@ -28,6 +28,8 @@ from gpufleet.fleet.reasons import Reason
 from gpufleet.fleet.snapshot import Snapshot, snapshot_of
 from gpufleet.scheduling.cycle import Policy, decide
 from gpufleet.scheduling.explain import explain
+from gpufleet.scheduling.gangs import units
+from gpufleet.scheduling.queue_report import queue_report
 from gpufleet.scheduling.queues import Queues
 
 GPU = 1000
@@ -312,3 +314,15 @@ def test_why_says_how_to_get_into_a_queue_that_cannot_be_used() -> None:
     assert why(snapshot, "shut")[2] == {"open-queue": "open the queue shut"}
     assert why(snapshot, "new")[2] == {"create-queue": "create the queue new"}
     assert why(snapshot, "lost")[:2] == ("not-now", "QueueInvalid")
+
+
+def test_pods_that_cannot_be_placed_ask_for_nothing_and_those_that_run_count() -> None:
+    snapshot = fleet(
+        queue("org"), queue("team", "org"), queue("shut", closed="so"),
+        *(pod(name, gpus=1, queue=name) for name in ("org", "team", "shut", "gone")),
+        pod("old", gpus=2, queue="gone", node="a"),
+    )  # fmt: skip
+    waiting = units(snapshot, lambda one: True)
+    queues = Queues(snapshot, waiting)
+    assert {name: amounts.gpu for name, amounts in queues.asked.items()} == {"team": GPU, UNQUEUED: 2 * GPU}
+    assert [row.waiting for row in queue_report(snapshot).queues] == [2, 1, 1, 0]

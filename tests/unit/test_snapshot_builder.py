@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,11 @@ from gpufleet.fleet.queues import NO_QUEUES, UNQUEUED
 from gpufleet.kube import kinds, objects
 from gpufleet.kube.conventions.picked_devices import DEVICES_ANNOTATION, annotated
 from gpufleet.kube.conventions.queues import CONVENTIONS
+from gpufleet.kube.decoding import Listing
+from gpufleet.kube.errors import ApiError
 from gpufleet.kube.gpunode import GPUAllocation, GPUDevice, GPUNode, GPUNodeStatus, GPUResource
 from gpufleet.kube.informers import Change
-from gpufleet.kube.snapshot import SnapshotBuilder
+from gpufleet.kube.snapshot import SnapshotBuilder, load_snapshot
 from gpufleet.kube.values import DECISION_CONDITION
 
 
@@ -279,3 +282,36 @@ def test_a_queue_that_cannot_be_read_is_closed_instead_of_without_limits() -> No
     tree = watched.builder.snapshot().queues
     assert set(tree.queues) == {"other", UNQUEUED}
     assert "cannot be read" in tree.queues["other"].closed
+
+
+class Refusing:
+    """An API server that refuses some kinds, and has nothing of the others."""
+
+    def __init__(self, status: int, *refused: str) -> None:
+        self.status, self.refused = status, refused
+
+    async def list(self, kind: kinds.Kind, **rest: object) -> Listing[object]:
+        if kind.group in self.refused:
+            raise ApiError(status=self.status, reason="Refused", message=f"no {kind.resource}")
+        return Listing([], "1")
+
+
+@pytest.mark.parametrize(
+    ("status", "group", "loads"),
+    [
+        (404, "kueue.x-k8s.io", True),
+        (403, "kueue.x-k8s.io", True),
+        (404, "gpufleet.dev", True),
+        (403, "gpufleet.dev", False),
+        (500, "kueue.x-k8s.io", False),
+    ],
+)
+def test_who_may_not_see_the_kinds_of_vendors_still_gets_a_snapshot(
+    status: int, group: str, loads: bool
+) -> None:
+    client: Any = Refusing(status, group)
+    if loads:
+        assert asyncio.run(load_snapshot(client))[0].queues == NO_QUEUES
+    else:
+        with pytest.raises(ApiError):
+            asyncio.run(load_snapshot(client))

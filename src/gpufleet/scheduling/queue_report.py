@@ -90,7 +90,10 @@ def _rows(snapshot: Snapshot, queues: Queues, waiting: list[Unit]) -> Iterator[Q
     pending = dict.fromkeys(tree.queues, 0)
     for unit in waiting:
         for pod in unit.pods:
-            for name in tree.paths[queues.queue(pod)]:
+            counted = queues.queue(pod)
+            if counted == UNQUEUED and queues.problem(pod) is not None:
+                continue
+            for name in tree.paths[counted]:
                 pending[name] += 1
     for name in _depth_first(snapshot):
         queue = tree.queues[name]

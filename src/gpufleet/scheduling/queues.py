@@ -49,8 +49,9 @@ class Queues:
         self.tree: QueueTree = snapshot.queues
         self._namespaces = snapshot.namespaces
         self._names: dict[tuple[str, str], str] = {}
+        self._problems: dict[str, Reason | None] = {}
         own, self._running = self._bound((holdings or Holdings()).of(snapshot.pods_by_node))
-        asked = self._sums(pod for unit in waiting for pod in unit.pods)
+        asked = self._sums(pod for unit in waiting for pod in unit.pods if self.problem(pod) is None)
         self.held: dict[str, Held] = self._with_below(own)
         self.asked = {
             name: own.get(name, NOTHING).plus(asked.get(name, NOTHING)) for name in {**own, **asked}
@@ -79,18 +80,12 @@ class Queues:
     def problem(self, pod: Pod) -> Reason | None:
         """Why nothing can be placed in the pod's queue, whatever is free; None when it can."""
         name = self._named(pod.queue, pod.namespace)
-        if name in self.tree.problems:
-            return Reason("QueueInvalid", self.tree.problems[name], name)
-        if name not in self.tree.queues:
+        if not name:
             wanted = self._wanted(pod.queue, pod.namespace)
             return Reason("QueueNotFound", f"there is no queue {wanted}", wanted)
-        if not self.tree.is_leaf(name):
-            below = ", ".join(self.tree.children[name])
-            return Reason("QueueInvalid", f"pods wait in the queues below {name}: {below}", name)
-        for above in self.tree.paths[name]:
-            if closed := self.tree.queues[above].closed:
-                return Reason("QueueClosed", f"queue {above} takes nobody in: {closed}", above)
-        return None
+        if name not in self._problems:
+            self._problems[name] = self._problem(name)
+        return self._problems[name]
 
     def take(self, pods: Iterable[Pod]) -> None:
         """Count pods that get room, or for which it is held."""
@@ -140,6 +135,17 @@ class Queues:
                 for amount, limit in zip(amounts, limits[name], strict=True)
             )
         }
+
+    def _problem(self, name: str) -> Reason | None:
+        if name in self.tree.problems:
+            return Reason("QueueInvalid", self.tree.problems[name], name)
+        if not self.tree.is_leaf(name):
+            below = ", ".join(self.tree.children[name])
+            return Reason("QueueInvalid", f"pods wait in the queues below {name}: {below}", name)
+        for above in self.tree.paths[name]:
+            if closed := self.tree.queues[above].closed:
+                return Reason("QueueClosed", f"queue {above} takes nobody in: {closed}", above)
+        return None
 
     def _over(self, pod: Pod, need: Amounts, added: Mapping[str, Held], who: str) -> Reason | None:
         for guard in self._guarded(pod):

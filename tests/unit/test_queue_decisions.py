@@ -313,6 +313,8 @@ def test_why_says_how_to_get_into_a_queue_that_cannot_be_used() -> None:
     assert why(snapshot, "org")[2] == {"name-queue": "name the queue team"}
     assert why(snapshot, "shut")[2] == {"open-queue": "open the queue shut"}
     assert why(snapshot, "new")[2] == {"create-queue": "create the queue new"}
+    local = fleet(node(), queue("team"), pod("p", queue="default/local"))
+    assert why(local, "p")[2] == {"create-queue": "create the queue local"}
     assert why(snapshot, "lost")[:2] == ("not-now", "QueueInvalid")
 
 

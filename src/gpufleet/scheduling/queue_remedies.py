@@ -51,8 +51,8 @@ def queue_remedies(snapshot: Snapshot, unit: Unit) -> Iterator[Remedy]:
 def _cured(snapshot: Snapshot, unit: Unit, reason: Reason) -> Iterator[Remedy]:
     tree, name = snapshot.queues, reason.subject
     if reason.code == "QueueNotFound":
-        made = Queue(name=name, rule="made for this pod")
-        yield Change("create-queue", f"create the queue {name}"), _with(snapshot, _and(tree, made))
+        made = Queue(name=name.rpartition("/")[2], rule="made for this pod")
+        yield Change("create-queue", f"create the queue {made.name}"), _with(snapshot, _and(tree, made))
     elif reason.code == "QueueClosed":
         opened = msgspec.structs.replace(tree.queues[name], closed="")
         yield Change("open-queue", f"open the queue {name}"), _with(snapshot, _and(tree, opened))

@@ -13,6 +13,7 @@ from tests.unit.random_fleets import (
     binds,
     bound,
     broken_rules,
+    evictions,
     examples,
     fleets,
     overcommitted,
@@ -277,6 +278,8 @@ def test_no_plan_takes_a_queue_over_its_limit_or_forgets_a_pod(snapshot: Snapsho
     assert not broken_rules(snapshot, found)
     answered = Counter(a.pod.name for a in found.actions if isinstance(a, Bind | Unschedulable))
     assert answered == Counter(one.name for one in snapshot.unbound.values())
+    there = {one.name for pods in snapshot.pods_by_node.values() for one in pods.values()}
+    assert set(evictions(found)) <= there, "nobody is evicted who was only placed"
     assert decide(snapshot, Policy()) == found
 
 

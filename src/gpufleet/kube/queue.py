@@ -166,6 +166,7 @@ def _amount(amounts: QueueAmounts, name: str) -> int | None:
 QUEUE = CustomResource(
     kind=QUEUES,
     type=Queue,
+    short_names=("gpuq",),
     columns=(
         Column("Parent", "string", ".spec.parent", "The queue above."),
         Column("Guarantee", "string", ".spec.guarantee.gpu", "GPUs before anybody borrows."),

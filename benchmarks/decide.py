@@ -18,10 +18,12 @@ from gpufleet.fleet.devices import DeviceClaim, NodeDevices, NodeGPU, Offered, P
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind
 from gpufleet.fleet.pods import GangRef, Pod, PodShape
+from gpufleet.fleet.queues import WHOLE_GPU, Queue, QueueTree, Quota
 from gpufleet.fleet.snapshot import Snapshot, snapshot_of
 from gpufleet.scheduling.cycle import Policy, decide
 
 GANG_PODS = 8
+DEPARTMENTS, TEAMS = 10, 100
 
 
 def nodes(count: int) -> tuple[Node, ...]:
@@ -73,6 +75,28 @@ def picked(case: Callable[[int], Snapshot]) -> Callable[[int], Snapshot]:
     return lambda count: msgspec.structs.replace(case(count), devices=devices(count))
 
 
+def queued(case: Callable[[int], Snapshot]) -> Callable[[int], Snapshot]:
+    """A case whose pods are in queues of 100 teams in 10 departments, each with guarantee and limit."""
+
+    def queues(count: int) -> Snapshot:
+        snapshot = case(count)
+        parents = [Queue(name=f"department-{index}", rule="bench") for index in range(DEPARTMENTS)]
+        quota = Quota(WHOLE_GPU, count * GPUS_PER_NODE * WHOLE_GPU)
+        teams = [
+            Queue(
+                name=f"team-{index:02}", rule="bench", parent=f"department-{index % DEPARTMENTS}", gpu=quota
+            )
+            for index in range(TEAMS)
+        ]
+        unbound = {
+            key: msgspec.structs.replace(pod, queue=f"team-{index % TEAMS:02}")
+            for index, (key, pod) in enumerate(snapshot.unbound.items())
+        }
+        return msgspec.structs.replace(snapshot, unbound=unbound, queues=QueueTree.of([*parents, *teams]))
+
+    return queues
+
+
 def mixed_sizes(node_count: int) -> Snapshot:
     """Pods of 1, 2, 4 and 8 GPUs in turn, about half of the fleet."""
     pods = tuple(pod(index, (1, 2, 4, 8)[index % 4]) for index in range(node_count))
@@ -98,6 +122,7 @@ def full_fleet(node_count: int) -> Snapshot:
 CASES: dict[str, tuple[Callable[[int], Snapshot], bool]] = {
     "one GPU each": (one_gpu_each, True),
     "  devices picked": (picked(one_gpu_each), True),
+    "  in 100 queues": (queued(one_gpu_each), True),
     "1, 2, 4, 8 GPUs": (mixed_sizes, True),
     "  and picked": (picked(mixed_sizes), True),
     "gangs of 8 x 8": (gangs, True),

@@ -38,8 +38,8 @@ def undocumented_fields() -> Iterator[str]:
             schema = version["schema"]["openAPIV3Schema"]
             if not schema.get("description"):
                 yield f"{kind} has no description"
-            for name in ("spec", "status"):
-                top = {"properties": {name: schema["properties"].get(name, {})}}
+            for name in {"spec", "status"} & schema["properties"].keys():
+                top = {"properties": {name: schema["properties"][name]}}
                 yield from (
                     f"{kind} {f.path} has no description"
                     for f in surface.fields(top, {})

@@ -109,6 +109,7 @@ def pod(
     claims: Iterable[str] = (),
     inline_csi_drivers: Iterable[str] = (),
     resource_claims: bool = False,
+    queue: str = "",
 ) -> Pod:
     """A pod; it runs when `node` names one, and has an owner of `kind` when `owner` names one."""
     asked: dict[str, int | str] = {"cpu": cpu, "memory": memory, "pods": 1}
@@ -148,6 +149,7 @@ def pod(
         owner_kind=kind if owner else "",
         owner_name=owner,
         gang=gang,
+        queue=queue,
     )
 
 

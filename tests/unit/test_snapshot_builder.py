@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,16 @@ from tests.unit.watched import Watched, devices, machine, manifest
 
 from gpufleet.fleet.devices import DevicePick
 from gpufleet.fleet.pods import Pod
-from gpufleet.kube import objects
+from gpufleet.fleet.queues import NO_QUEUES, UNQUEUED
+from gpufleet.kube import kinds, objects
 from gpufleet.kube.conventions.picked_devices import DEVICES_ANNOTATION, annotated
+from gpufleet.kube.conventions.queues import CONVENTIONS
+from gpufleet.kube.decoding import Listing
+from gpufleet.kube.errors import ApiError
 from gpufleet.kube.gang_objects import GangObjects
 from gpufleet.kube.gpunode import GPUAllocation, GPUDevice, GPUNode, GPUNodeStatus, GPUResource
 from gpufleet.kube.informers import Change
-from gpufleet.kube.snapshot import SnapshotBuilder
+from gpufleet.kube.snapshot import SnapshotBuilder, load_snapshot
 from gpufleet.kube.values import DECISION_CONDITION
 
 
@@ -249,6 +254,68 @@ def test_every_other_kind_is_a_table_that_announces_what_changed(data: st.DataOb
 
 def test_all_kinds_that_a_snapshot_has_are_watched() -> None:
     gangs = {source.kind for source in GangObjects(lambda _: None).sources}
-    watched = {source.kind.plural for source in SnapshotBuilder().sources if source.kind not in gangs}
+    queues = {convention.kind for convention in CONVENTIONS}
+    apart = gangs | queues
+    watched = {source.kind.plural for source in SnapshotBuilder().sources if source.kind not in apart}
     assert watched == {*OBJECTS, "nodes", "gpunodes", "pods", "namespaces"}
-    assert gangs <= {source.kind for source in SnapshotBuilder().sources}
+    assert apart <= {source.kind for source in SnapshotBuilder().sources}
+
+
+def test_queues_make_a_tree_that_stays_until_one_changes_and_announce_what_changed() -> None:
+    watched = Watched()
+    source = next(s for s in watched.builder.sources if s.kind is kinds.QUEUES)
+    item = msgspec.convert({"metadata": {"name": "team"}, "spec": {"limit": {"gpu": 4}}}, source.type)
+    source.handler(Change("team", None, item))
+    source.handler(Change("team", item, item))
+    tree = watched.builder.snapshot().queues
+    assert (watched.changes, tree.queues["team"].gpu.limit) == (1, 4000)
+    assert watched.builder.snapshot().queues is tree
+    source.handler(Change("team", item, None))
+    assert (watched.changes, watched.builder.snapshot().queues) == (2, NO_QUEUES)
+
+
+def test_a_queue_that_cannot_be_read_is_closed_instead_of_without_limits() -> None:
+    watched = Watched()
+    kai = next(s for s in watched.builder.sources if s.kind is kinds.KAI_QUEUES)
+    assert kai.unread is not None
+    kai.unread("team", "")
+    assert "cannot be read" in watched.builder.snapshot().queues.queues["team"].closed
+    kai.unread("team", None)
+    wrong = {"metadata": {"name": "other"}, "spec": {"preemptMinRuntime": "soon"}}
+    kai.handler(Change("other", None, msgspec.convert(wrong, kai.type)))
+    tree = watched.builder.snapshot().queues
+    assert set(tree.queues) == {"other", UNQUEUED}
+    assert "cannot be read" in tree.queues["other"].closed
+
+
+class Refusing:
+    """An API server that refuses some kinds, and has nothing of the others."""
+
+    def __init__(self, status: int, *refused: str) -> None:
+        self.status, self.refused = status, refused
+
+    async def list(self, kind: kinds.Kind, **rest: object) -> Listing[object]:
+        if kind.group in self.refused:
+            raise ApiError(status=self.status, reason="Refused", message=f"no {kind.resource}")
+        return Listing([], "1")
+
+
+@pytest.mark.parametrize(
+    ("status", "group", "loads"),
+    [
+        (404, "kueue.x-k8s.io", True),
+        (403, "kueue.x-k8s.io", True),
+        (404, "gpufleet.dev", True),
+        (403, "gpufleet.dev", False),
+        (500, "kueue.x-k8s.io", False),
+    ],
+)
+def test_who_may_not_see_the_kinds_of_vendors_still_gets_a_snapshot(
+    status: int, group: str, loads: bool
+) -> None:
+    client: Any = Refusing(status, group)
+    if loads:
+        assert asyncio.run(load_snapshot(client))[0].queues == NO_QUEUES
+    else:
+        with pytest.raises(ApiError):
+            asyncio.run(load_snapshot(client))

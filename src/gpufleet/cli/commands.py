@@ -16,6 +16,8 @@ COMMANDS = {
     "plan": ("gpufleet.cli.plan", "What if: other nodes or a manifest on a copy of the fleet"),
     "snapshot": ("gpufleet.cli.snapshot", "A cluster as a file, to decide and explain elsewhere"),
     "decide": ("gpufleet.cli.decide", "What the scheduler would do with a saved snapshot, and why"),
+    "queues": ("gpufleet.cli.queues", "The tree of queues: what each may have, holds and waits for"),
+    "fairshare": ("gpufleet.cli.fairshare", "How the fair share of each queue comes about"),
     "logs": ("gpufleet.cli.logs", "The output of a pod's container"),
     "agent": ("gpufleet.cli.agent", "The agent of this GPU node, or one look at it"),
     "mig": ("gpufleet.cli.mig", "What GPUs can be cut into, and how to get there"),
@@ -28,7 +30,7 @@ COMMANDS = {
 
 SECTIONS = {
     "A fleet on this machine": ("up", "down", "status", "kubeconfig"),
-    "Any cluster": ("top", "why", "plan", "snapshot", "decide", "logs"),
+    "Any cluster": ("top", "why", "queues", "fairshare", "plan", "snapshot", "decide", "logs"),
     "GPUs": ("agent", "mig", "share"),
     "Planning": ("simulate",),
     "Other": ("version", "completion"),

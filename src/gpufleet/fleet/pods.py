@@ -131,6 +131,7 @@ class Pod(msgspec.Struct, frozen=True):
     rules and for people. `preempts` is False for preemptionPolicy Never. `reported` is True while the pod's
     condition says that gpufleet could not place it. `device_claims` are what its containers ask for of GPUs,
     in the order in which a kubelet allocates, and `picks` what was picked for them when it was bound.
+    `queue` is the queue that the pod itself names.
     """
 
     namespace: str
@@ -154,6 +155,7 @@ class Pod(msgspec.Struct, frozen=True):
     reported: bool = False
     device_claims: tuple[DeviceClaim, ...] = ()
     picks: tuple[DevicePick, ...] = ()
+    queue: str = ""
 
     @property
     def key(self) -> str:
@@ -169,6 +171,11 @@ class Pod(msgspec.Struct, frozen=True):
     def gang_key(self) -> str:
         """`namespace/gang`, or an empty string for a pod outside any gang."""
         return f"{self.namespace}/{self.gang.name}" if self.gang else ""
+
+    @property
+    def gang_object(self) -> str:
+        """The key of the object that would describe the pod's gang; empty outside any gang."""
+        return (self.gang.described_by or self.gang_key) if self.gang else ""
 
     @property
     def workload(self) -> str:

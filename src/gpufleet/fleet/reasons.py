@@ -71,6 +71,11 @@ CODES: dict[str, str] = {
     "gpufleet's hands them out whole.",
     "DynamicResources": "The pod uses ResourceClaims; gpufleet leaves it to kube-scheduler, where that runs.",
     "ResourceClaimNotFound": "A ResourceClaim of the pod, or the template of one, does not exist.",
+    "QueueOverLimit": "The pod's queue, or one above it, would hold more than its limit.",
+    "QueueNotFound": "The pod names a queue that does not exist.",
+    "QueueInvalid": "The pod's queue cannot be used: its parent does not exist, it is above itself, its name "
+    "is taken twice, or pods wait in the queues below it.",
+    "QueueClosed": "The pod's queue, or one above it, takes nobody in.",
     "Terminating": "The pod is being deleted: it ends, or is not placed any more.",
     "NoNodes": "The cluster has no nodes.",
     # what happens instead of a placement

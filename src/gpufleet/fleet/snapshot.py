@@ -17,6 +17,7 @@ from gpufleet.fleet.fragmentation import TypicalPod
 from gpufleet.fleet.gangs import Gang
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
+from gpufleet.fleet.queues import NO_QUEUES, QueueTree
 from gpufleet.fleet.selectors import LabelSelector
 from gpufleet.fleet.volumes import AttachLimits, Claim, CSIDriver, StorageCapacity, StorageClass, Volume
 
@@ -41,8 +42,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     nodes that do not exist any more); `unbound` has every pod that is neither bound nor finished, whoever
     schedules it. `gang_successes` counts the pods that have succeeded by gang and owner (`Pod.gang_part`),
     and then by subgroup. `gangs` has what objects say of gangs, by `namespace/name`.
-    `devices` says of nodes whose agent reports which devices there are and who holds them. `mix` are the pods
-    that usually come, the most frequent first; empty as long as that is not known.
+    `devices` says of nodes whose agent reports which devices there are and who holds them. `queues` are those
+    of all conventions. `mix` are the pods that usually come, the most frequent first; empty as long as that
+    is not known.
     """
 
     nodes: Mapping[str, Node] = {}
@@ -60,6 +62,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     attach_limits: Mapping[str, AttachLimits] = {}
     budgets: tuple[DisruptionBudget, ...] = ()
     mix: tuple[TypicalPod, ...] = ()
+    queues: QueueTree = NO_QUEUES
 
     def pods(self) -> Iterator[Pod]:
         """Every pod, bound ones first."""

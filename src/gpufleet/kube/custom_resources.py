@@ -7,8 +7,9 @@ from typing import Any
 from gpufleet.kube.crds import crd_manifest
 from gpufleet.kube.gpunode import GPU_NODE
 from gpufleet.kube.gpupool import GPU_POOL
+from gpufleet.kube.queue import QUEUE
 
-CUSTOM_RESOURCES = (GPU_NODE, GPU_POOL)
+CUSTOM_RESOURCES = (GPU_NODE, GPU_POOL, QUEUE)
 
 
 def custom_resources() -> list[dict[str, Any]]:

@@ -121,3 +121,10 @@ VALIDATING_POLICY_BINDINGS = Kind(
 
 GPU_NODES = Kind(GPUFLEET_GROUP, GPUFLEET_VERSION, "gpunodes", "GPUNode", namespaced=False)
 GPU_POOLS = Kind(GPUFLEET_GROUP, GPUFLEET_VERSION, "gpupools", "GPUPool", namespaced=False)
+QUEUES = Kind(GPUFLEET_GROUP, GPUFLEET_VERSION, "queues", "Queue", namespaced=False)
+
+KAI_QUEUES = Kind("scheduling.run.ai", "v2", "queues", "Queue", namespaced=False)
+VOLCANO_QUEUES = Kind("scheduling.volcano.sh", "v1beta1", "queues", "Queue", namespaced=False)
+CLUSTER_QUEUES = Kind("kueue.x-k8s.io", "v1beta2", "clusterqueues", "ClusterQueue", namespaced=False)
+LOCAL_QUEUES = Kind("kueue.x-k8s.io", "v1beta2", "localqueues", "LocalQueue")
+COHORTS = Kind("kueue.x-k8s.io", "v1beta2", "cohorts", "Cohort", namespaced=False)

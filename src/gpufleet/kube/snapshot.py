@@ -28,6 +28,7 @@ from gpufleet.fleet.volumes import AttachLimits, Claim, CSIDriver, StorageCapaci
 from gpufleet.kube import kinds, objects
 from gpufleet.kube import storage_values as storage
 from gpufleet.kube.client import ApiError, Client
+from gpufleet.kube.conventions.queues import CONVENTIONS, QueueConvention
 from gpufleet.kube.cuts import merged
 from gpufleet.kube.device_values import node_devices
 from gpufleet.kube.gang_objects import GangObjects
@@ -35,6 +36,7 @@ from gpufleet.kube.gpunode import GPUNode, MigWish
 from gpufleet.kube.informers import Change, Unread
 from gpufleet.kube.kinds import GPUFLEET_GROUP, Kind
 from gpufleet.kube.metrics import INFORMER_HANDLER_FAILURES
+from gpufleet.kube.queue_table import QueueTable
 from gpufleet.kube.values import budget_value, node_value, pod_value
 
 log = logging.getLogger("gpufleet.kube.snapshot")
@@ -96,6 +98,7 @@ class SnapshotBuilder:
         self._gang_objects = GangObjects(self._gangs_changed)
         self._links: dict[str, str] = {}
         self._linked: dict[str, dict[str, None]] = {}
+        self._queues = QueueTable(on_change)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -130,6 +133,7 @@ class SnapshotBuilder:
                 Source(one.kind, one.type, one.handler, one.unread, optional=True)
                 for one in self._gang_objects.sources
             ),
+            *(self._queue_source(convention) for convention in CONVENTIONS),
         )
 
     def snapshot(self) -> Snapshot:
@@ -150,6 +154,7 @@ class SnapshotBuilder:
             attach_limits=dict(self._limits),
             budgets=tuple(self._budgets.values()),
             mix=self._mix.mix(),
+            queues=self._queues.tree(),
         )
 
     def pod(self, key: str) -> Pod | None:
@@ -317,6 +322,11 @@ class SnapshotBuilder:
         if link:
             self._links[key] = link
             self._linked.setdefault(link, {})[key] = None
+
+    def _queue_source(self, convention: QueueConvention) -> Source:
+        """A kind of queue object; only our own is surely there."""
+        changed, unread = self._queues.listen(convention)
+        return Source(convention.kind, convention.type, changed, unread, optional=True)
 
     def _leave_out(self, key: str) -> None:
         self._link(key, "")

@@ -18,6 +18,7 @@ from gpufleet.kube import objects
 from gpufleet.kube.conventions.fractions import fraction_of
 from gpufleet.kube.conventions.gangs import gang_of
 from gpufleet.kube.conventions.picked_devices import picks_in
+from gpufleet.kube.conventions.queue_names import queue_of
 from gpufleet.kube.cuts import cuttable_gpus
 from gpufleet.kube.fractions import carrying_gpus, may_carry, sick_gpus, withheld_shares
 from gpufleet.kube.gpunode import GPUNode
@@ -61,6 +62,7 @@ def pod_value(pod: objects.Pod) -> pods.Pod:
         reported=any(c.type == DECISION_CONDITION and c.status == "False" for c in pod.status.conditions),
         device_claims=device_claims(pod),
         picks=picks_in(meta.annotations),
+        queue=queue_of(meta),
     )
 
 

@@ -314,7 +314,11 @@ class _Asking:
 
 
 def _up_to(snapshot: Snapshot, policy: Policy, unit: Unit) -> Snapshot:
-    """The snapshot without the pods that wait behind the unit, unless room is being made for them."""
+    """The snapshot without the pods that wait behind the unit, unless room is being made for them. Queues
+    take turns, so nobody is surely behind.
+    """
+    if snapshot.queues:
+        return snapshot
     queue = units(snapshot, policy.responsible)
     ahead = {pod.key for other in queue if other.order <= unit.order for pod in other.pods}
     unbound = {key: pod for key, pod in snapshot.unbound.items() if key in ahead or pod.nominated_node}

@@ -1,17 +1,17 @@
 """The decision: a snapshot in, a plan out.
 
-Units (single pods and gangs) are taken in order. Each is placed on a trial of the fleet; if it does not fit,
-room that is already being made for it is held, else the cheapest victims are looked for, else the reasons are
-reported. What one unit takes, or what is held for it, the next ones no longer see: nobody overtakes a pod for
-which others were evicted. A pod is bound only to room that is free now: what evictions will free is counted
-as used until it is free. A pod whose last write was refused pauses: nothing is written for it or for its
-gang, but its turn and its room stay its own. Pure: no clock, no randomness, no I/O. Equal snapshots give
-equal plans.
+Units (single pods and gangs) are taken in order: where there are queues, in turns between them. Each is
+placed on a trial of the fleet; if it does not fit, room that is already being made for it is held, else the
+cheapest victims are looked for, else the reasons are reported. What one unit takes, or what is held for it,
+the next ones no longer see: nobody overtakes a pod for which others were evicted. A pod is bound only to
+room that is free now: what evictions will free is counted as used until it is free. A pod whose last write
+was refused pauses: nothing is written for it or for its gang, but its turn and its room stay its own. Pure:
+no clock, no randomness, no I/O. Equal snapshots give equal plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -30,6 +30,8 @@ from gpufleet.scheduling.messages import pod_reason
 from gpufleet.scheduling.nominations import Nominations, Waiting
 from gpufleet.scheduling.placing import Placement, hold
 from gpufleet.scheduling.preemption import Choice
+from gpufleet.scheduling.queue_order import Turns
+from gpufleet.scheduling.queues import Queues
 from gpufleet.scheduling.topology import unsatisfied, wish_of
 from gpufleet.scheduling.trial import Trial
 from gpufleet.scheduling.volumes import volume_waits
@@ -37,7 +39,8 @@ from gpufleet.scheduling.volumes import volume_waits
 _NOT_HELPED_BY_CAPACITY = frozenset({
     "SchedulingGated", "GangIncomplete", "GangInvalid", "DynamicResources", "ClaimNotFound", "ClaimUnbound",
     "ClaimLost", "ClaimTerminating", "StorageClassNotFound", "WaitingForVolume", "WaitingForVictims",
-    "WaitingForCut", "WaitingForDevices", "BindFailed",
+    "WaitingForCut", "WaitingForDevices", "BindFailed", "QueueOverLimit", "QueueNotFound", "QueueInvalid",
+    "QueueClosed",
 })  # fmt: skip
 
 
@@ -72,9 +75,11 @@ def consider(
     """The plan of `decide`, and the ledger as it leaves the fleet: who is bound or waits for room is placed,
     and who is evicted is still there.
     """
-    queue = units(snapshot, policy.responsible)
-    cycle = _Cycle(ledger or Ledger.build(snapshot), queue, paused, policy.schedulers)
-    for unit in queue:
+    waiting = units(snapshot, policy.responsible)
+    ledger = ledger or Ledger.build(snapshot)
+    queues = Queues(snapshot, waiting, ledger.holdings) if snapshot.queues else None
+    cycle = _Cycle(ledger, waiting, paused, policy.schedulers, queues)
+    for unit in waiting if queues is None else Turns(queues, waiting):
         cycle.take(unit)
     return Plan(tuple(cycle.actions)), cycle.trial.ledger
 
@@ -85,14 +90,16 @@ class _Cycle:
     def __init__(
         self,
         ledger: Ledger,
-        queue: Sequence[Unit],
+        waiting: Sequence[Unit],
         paused: Mapping[str, Reason],
         schedulers: frozenset[str],
+        queues: Queues | None,
     ) -> None:
         self.schedulers = schedulers
+        self.queues = queues
         self.trial = Trial(ledger)
         self.paused = paused
-        self.nominations = Nominations(self.trial, Budgets(ledger.snapshot.budgets), queue)
+        self.nominations = Nominations(self.trial, Budgets(ledger.snapshot.budgets), waiting)
         self.cutting = Cutting(self.trial)
         self.picks = DevicePicks(self.trial.ledger)
         self.actions: list[Action] = []
@@ -108,10 +115,11 @@ class _Cycle:
         if unit.problem is not None:
             self._give_up(unit.pods, (unit.problem,))
             return
-        pods = self._without_problems(unit)
+        pods = self._within_limits(unit, self._without_problems(unit))
         refusals = tuple(self.paused[pod.key] for pod in pods if pod.key in self.paused)
         if refusals:
             self.nominations.keep(unit, pods)
+            self._count(pod for pod in pods if pod.nominated_node)
             self._report(pods, refusals)
         elif pods:
             self._settle(unit, pods)
@@ -123,11 +131,11 @@ class _Cycle:
         fine: list[Pod] = []
         reasons: list[Reason] = []
         for pod in unit.pods:
-            block = pod_problem(pod, self.trial.ledger, self.schedulers)
-            if block is None:
+            reason = self._problem(pod)
+            if reason is None:
                 fine.append(pod)
             else:
-                reasons.append(pod_reason(block, pod.key))
+                reasons.append(reason)
                 self._give_up((pod,), reasons[-1:])
         if unit.enough(fine):
             return fine
@@ -136,6 +144,28 @@ class _Cycle:
         incomplete = Reason("GangUnplaceable", text, unit.gang, evidence=evidence)
         self._give_up(fine, (incomplete, *{reason.message: reason for reason in reasons}.values()))
         return []
+
+    def _problem(self, pod: Pod) -> Reason | None:
+        """Why the pod cannot be placed whatever the node."""
+        block = pod_problem(pod, self.trial.ledger, self.schedulers)
+        if block is not None:
+            return pod_reason(block, pod.key)
+        return self.queues.problem(pod) if self.queues is not None else None
+
+    def _within_limits(self, unit: Unit, pods: list[Pod]) -> list[Pod]:
+        """The pods for which their queues have room; none if those are fewer than the unit needs. The others
+        are reported.
+        """
+        refused = self.queues.refused(unit, pods) if self.queues is not None and pods else {}
+        for pod in pods:
+            if pod.key in refused:
+                self._give_up((pod,), (refused[pod.key],))
+        return [pod for pod in pods if pod.key not in refused] if refused else pods
+
+    def _count(self, pods: Iterable[Pod]) -> None:
+        """Pods get room, or it is held for them, so their queues have it."""
+        if self.queues is not None:
+            self.queues.take(pods)
 
     def _settle(self, unit: Unit, pods: Sequence[Pod]) -> None:
         """Bind the unit, or hold room that is being made for it, or report it."""
@@ -186,6 +216,7 @@ class _Cycle:
             pods = rest
 
     def _bind(self, unit: Unit, placements: Sequence[Placement], mark: int) -> None:
+        self._count(placement.pod for placement in placements)
         waits = {p.pod.key: volume_waits(p.pod, p.node, self.trial.snapshot, p.volumes) for p in placements}
         if any(waits.values()):
             self._await_volumes(placements, waits, mark)
@@ -208,6 +239,7 @@ class _Cycle:
 
     def _cut(self, unit: Unit, pods: Sequence[Pod], rooms: Sequence[Room]) -> None:
         """Ask for what is cut for the unit, and keep the room for it."""
+        self._count(room.pod for room in rooms)
         for room in rooms:
             self.actions += room.cuts
             if room.pod.nominated_node != room.node:
@@ -251,6 +283,7 @@ class _Cycle:
         return (Reason("GangUnplaceable", text, unit.gang, evidence=evidence), *reasons)
 
     def _make_room(self, unit: Unit, pods: Sequence[Pod], waiting: Waiting) -> None:
+        self._count(pod for pod, _ in waiting)
         self.actions += [
             Nominate(pod, choice.node, (_room(choice),))
             for pod, choice in waiting

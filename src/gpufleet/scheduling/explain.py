@@ -28,6 +28,7 @@ from gpufleet.scheduling.holders import Holder, holders, in_the_way
 from gpufleet.scheduling.ledger import NOTHING_KEPT, Ledger, account_of
 from gpufleet.scheduling.node_copies import at_its_best
 from gpufleet.scheduling.placing import place
+from gpufleet.scheduling.queue_remedies import CURABLE_QUEUES, exceeds_limit, queue_remedies
 from gpufleet.scheduling.trial import Trial
 
 _UNDER_WAY = frozenset({"WaitingForVictims", "WaitingForCut", "WaitingForDevices"})
@@ -133,6 +134,10 @@ def _explain_pending(snapshot: Snapshot, pod: Pod, policy: Policy) -> Explanatio
     verdict = "not-now" if unit.problem is not None or fits_empty(snapshot, unit) else "never"
     if any(reason.code in remedies.CURABLE for reason in reasons):
         changes = _tried(snapshot, pod, policy, remedies.remedies(snapshot, pod, unit))
+        return _explanation(pod, verdict, reasons, changes=changes)
+    if any(reason.code in CURABLE_QUEUES for reason in reasons):
+        verdict = "never" if verdict == "never" or exceeds_limit(reasons) else "not-now"
+        changes = _tried(snapshot, pod, policy, queue_remedies(snapshot, unit))
         return _explanation(pod, verdict, reasons, changes=changes)
     held, held_for = holders(in_the_way(after, unit), unit, bound)
     changes = helpful_changes(snapshot, policy, after, unit, pod, bound)

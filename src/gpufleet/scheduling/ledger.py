@@ -18,6 +18,7 @@ from gpufleet.fleet.gpu_prices import Values, part_values
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import HostPort, Pod
 from gpufleet.fleet.snapshot import Snapshot
+from gpufleet.scheduling.holdings import Holdings
 
 NOTHING_KEPT: frozenset[str] = frozenset()
 
@@ -126,18 +127,21 @@ def _carry(pod: Pod, node: Node, carried: Carried, used: dict[str, int]) -> Carr
 class Ledger:
     """The accounts of all nodes of a snapshot, by node name, plus volumes promised during this decision."""
 
-    __slots__ = ("accounts", "promised_volumes", "snapshot")
+    __slots__ = ("accounts", "holdings", "promised_volumes", "snapshot")
 
     def __init__(
         self,
         snapshot: Snapshot,
         accounts: dict[str, NodeAccount],
         promised_volumes: dict[str, str] | None = None,
+        holdings: Holdings | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.accounts = accounts
         self.promised_volumes = {} if promised_volumes is None else promised_volumes
         """Volume name to claim key: promised in this decision, not yet written."""
+        self.holdings = holdings or Holdings()
+        """Follows whichever snapshot it is asked about, so ledgers may share it."""
 
     @classmethod
     def build(cls, snapshot: Snapshot, previous: Ledger | None = None) -> Ledger:
@@ -151,11 +155,11 @@ class Ledger:
             if account is None or not account.is_of(node, pods, values):
                 account = account_of(node, pods, values=values)
             accounts[name] = account
-        return cls(snapshot, accounts)
+        return cls(snapshot, accounts, holdings=previous.holdings if previous else None)
 
     def fork(self) -> Ledger:
         """A ledger that can change without changing this one."""
-        return Ledger(self.snapshot, dict(self.accounts), dict(self.promised_volumes))
+        return Ledger(self.snapshot, dict(self.accounts), dict(self.promised_volumes), self.holdings)
 
     def place(self, pod: Pod, node: str) -> NodeAccount:
         """Count `pod` as running on `node`, whether or not it fits; the node's new account."""

@@ -62,8 +62,8 @@ class Nominations:
         """Hold room for the unit and choose who must end for it; None, and nothing is held or chosen, if that
         does not make room for all that it needs.
 
-        Units come by falling priority, so what found no room for one finds none for the next that asks the
-        same. What this decision's own evictions change in that, the next decision sees.
+        What found no room for one unit finds none for the next that asks the same at the same priority. What
+        this decision's own evictions change in that, the next decision sees.
         """
         attempt = self._attempt(unit, pods)
         if not unit.nominated and attempt in self._hopeless:

@@ -30,7 +30,7 @@ STAYS = frozenset({
     "PodAffinityTerm.topology_key",          "Volume.volume_mode",
     "PodShape.inline_csi_drivers",           "Gang.rule",
     "Topology.preferred",                    "Topology.required",
-    "Demand.models",
+    "Demand.models",                         "Queue.rule",
 })  # fmt: skip
 """Words that Kubernetes, NVIDIA and vendors define, and keys of labels and taints."""
 
@@ -43,7 +43,8 @@ VALUES = frozenset({
 """Values that stand beside a key, which says whether they stay."""
 
 SENTENCES = frozenset({
-    "Fraction.problem", "Gang.problem", "GangRef.problem", "Reason.message",
+    "Fraction.problem", "Gang.problem", "GangRef.problem", "Queue.closed",
+    "QueueTree.problems.values", "Reason.message",
 })  # fmt: skip
 """Sentences, in which anything may be named."""
 
@@ -81,5 +82,10 @@ NAMES = frozenset({
     "Snapshot.gangs.keys",               "SubGroup.name",
     "SubGroup.parent",                   "Fraction.container",
     "Node.carrying",                     "Node.sick",
+    "Pod.queue",                         "Queue.name",
+    "Queue.parent",                      "QueueTree.children.keys",
+    "QueueTree.children.values",         "QueueTree.guarantees.keys",
+    "QueueTree.paths.keys",              "QueueTree.paths.values",
+    "QueueTree.problems.keys",           "QueueTree.queues.keys",
 })  # fmt: skip
 """Names of somebody's things."""

@@ -15,11 +15,11 @@ from tests.unit.random_fleets import (
     broken_rules,
     evictions,
     examples,
-    fleets,
     overcommitted,
     pods_of,
     reports,
 )
+from tests.unit.test_cycle import busy_fleets
 
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind, Plan, Unschedulable
@@ -229,7 +229,7 @@ def test_of_equal_queues_the_older_is_first() -> None:
 @st.composite
 def queued_fleets(draw: st.DrawFn) -> Snapshot:
     """Crowded fleets whose pods are in queues, some with limits, some unusable."""
-    snapshot, seed = draw(fleets()), draw(st.integers(0, 10**6))
+    snapshot, seed = draw(busy_fleets()), draw(st.integers(0, 10**6))
     pick = random.Random(seed)
     names = ["a", "b", "c", "d"]
     queues = [

@@ -11,7 +11,7 @@ no clock, no randomness, no I/O. Equal snapshots give equal plans.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -115,11 +115,13 @@ class _Cycle:
         if unit.problem is not None:
             self._give_up(unit.pods, (unit.problem,))
             return
-        pods = self._within_limits(unit, self._without_problems(unit))
+        pods = self._without_problems(unit)
+        if self.queues is not None:
+            pods = self._within_limits(unit, pods, self.queues)
         refusals = tuple(self.paused[pod.key] for pod in pods if pod.key in self.paused)
         if refusals:
             self.nominations.keep(unit, pods)
-            self._count(pod for pod in pods if pod.nominated_node)
+            self._count([pod for pod in pods if pod.nominated_node])
             self._report(pods, refusals)
         elif pods:
             self._settle(unit, pods)
@@ -152,17 +154,17 @@ class _Cycle:
             return pod_reason(block, pod.key)
         return self.queues.problem(pod) if self.queues is not None else None
 
-    def _within_limits(self, unit: Unit, pods: list[Pod]) -> list[Pod]:
+    def _within_limits(self, unit: Unit, pods: list[Pod], queues: Queues) -> list[Pod]:
         """The pods for which their queues have room; none if those are fewer than the unit needs. The others
         are reported.
         """
-        refused = self.queues.refused(unit, pods) if self.queues is not None and pods else {}
+        refused = queues.refused(unit, pods)
         for pod in pods:
             if pod.key in refused:
                 self._give_up((pod,), (refused[pod.key],))
-        return [pod for pod in pods if pod.key not in refused] if refused else pods
+        return [pod for pod in pods if pod.key not in refused]
 
-    def _count(self, pods: Iterable[Pod]) -> None:
+    def _count(self, pods: Sequence[Pod]) -> None:
         """Pods get room, or it is held for them, so their queues have it."""
         if self.queues is not None:
             self.queues.take(pods)
@@ -216,7 +218,7 @@ class _Cycle:
             pods = rest
 
     def _bind(self, unit: Unit, placements: Sequence[Placement], mark: int) -> None:
-        self._count(placement.pod for placement in placements)
+        self._count([placement.pod for placement in placements])
         waits = {p.pod.key: volume_waits(p.pod, p.node, self.trial.snapshot, p.volumes) for p in placements}
         if any(waits.values()):
             self._await_volumes(placements, waits, mark)
@@ -239,7 +241,7 @@ class _Cycle:
 
     def _cut(self, unit: Unit, pods: Sequence[Pod], rooms: Sequence[Room]) -> None:
         """Ask for what is cut for the unit, and keep the room for it."""
-        self._count(room.pod for room in rooms)
+        self._count([room.pod for room in rooms])
         for room in rooms:
             self.actions += room.cuts
             if room.pod.nominated_node != room.node:
@@ -283,7 +285,7 @@ class _Cycle:
         return (Reason("GangUnplaceable", text, unit.gang, evidence=evidence), *reasons)
 
     def _make_room(self, unit: Unit, pods: Sequence[Pod], waiting: Waiting) -> None:
-        self._count(pod for pod, _ in waiting)
+        self._count([pod for pod, _ in waiting])
         self.actions += [
             Nominate(pod, choice.node, (_room(choice),))
             for pod, choice in waiting

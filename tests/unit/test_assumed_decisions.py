@@ -199,7 +199,7 @@ class Follows(RuleBasedStateMachine):
         for name, said in self.said.items():
             fresh.pod_changed(Change(f"default/{name}", None, said))
         for name, node in self.machines.items():
-            fresh.node_changed(Change(name, None, node))
+            fresh.nodes.node_changed(Change(name, None, node))
         assert self.watched.builder.snapshot() == fresh.snapshot()
 
 

@@ -116,7 +116,7 @@ def test_the_loop_records_what_it_read_and_the_whole_plan(tmp_path: Path) -> Non
     async def story() -> None:
         told = Story(Server(None), manifest())
         told.controller._recordings = found
-        told.builder.node_changed(roomy())
+        told.builder.nodes.node_changed(roomy())
         told.controller._decide()
 
     run(story())

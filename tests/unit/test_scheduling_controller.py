@@ -40,7 +40,7 @@ def test_the_pauses_of_a_pod_grow_however_long_a_refusal_takes(monkeypatch: pyte
 
     async def story() -> None:
         found = Story(Slow(REFUSED), manifest())
-        found.builder.node_changed(roomy())
+        found.builder.nodes.node_changed(roomy())
         seconds = []
 
         def note(pod: Any, refusal: str, now: float) -> float:
@@ -65,7 +65,7 @@ def test_the_pauses_of_a_pod_grow_however_long_a_refusal_takes(monkeypatch: pyte
 def test_a_pod_that_pauses_is_reported_with_the_words_of_the_server() -> None:
     async def story() -> None:
         found = Story(Server(REFUSED), manifest())
-        found.builder.node_changed(roomy())
+        found.builder.nodes.node_changed(roomy())
         found.controller._pauses.add(found.pod("p0"), "may not", asyncio.get_running_loop().time())
         found.controller._decide()
         report = await found.reports.get()

@@ -140,19 +140,19 @@ def test_healthy_devices_replace_the_kubelets_count_whichever_comes_first() -> N
     for devices_first in (True, False):
         watched = Watched()
         told: list[Callable[[], None]] = [
-            lambda w=watched: w.builder.gpu_node_changed(Change("a", None, devices(healthy=3))),  # type: ignore[misc]
+            lambda w=watched: w.builder.nodes.gpu_node_changed(Change("a", None, devices(healthy=3))),  # type: ignore[misc]
             lambda w=watched: w.node(machine(gpus="8")),  # type: ignore[misc]
         ]
         for tell in told if devices_first else reversed(told):
             tell()
         assert watched.builder.snapshot().nodes["a"].allocatable["nvidia.com/gpu"] == 3
-        watched.builder.gpu_node_changed(Change("a", None, None))
+        watched.builder.nodes.gpu_node_changed(Change("a", None, None))
         assert watched.builder.snapshot().nodes["a"].allocatable["nvidia.com/gpu"] == 8
 
 
 def test_devices_of_a_node_that_is_not_there_make_no_node() -> None:
     watched = Watched()
-    watched.builder.gpu_node_changed(Change("a", None, devices()))
+    watched.builder.nodes.gpu_node_changed(Change("a", None, devices()))
     assert not watched.builder.snapshot().nodes
     assert not watched.changes
 
@@ -180,15 +180,15 @@ def holding(uid: str) -> GPUNode:
 def test_who_holds_which_device_is_in_the_snapshot_and_announced() -> None:
     watched = Watched()
     watched.node(machine(gpus="2"))
-    watched.builder.gpu_node_changed(Change("a", None, holding("u1")))
+    watched.builder.nodes.gpu_node_changed(Change("a", None, holding("u1")))
     before = watched.changes
     (held,) = watched.builder.snapshot().devices["a"].held
     assert (held.pod_uid, held.devices) == ("u1", ("GPU-1",))
-    watched.builder.gpu_node_changed(Change("a", None, holding("u1")))
+    watched.builder.nodes.gpu_node_changed(Change("a", None, holding("u1")))
     assert watched.changes == before
-    watched.builder.gpu_node_changed(Change("a", None, holding("u2")))
+    watched.builder.nodes.gpu_node_changed(Change("a", None, holding("u2")))
     assert watched.changes == before + 1
-    watched.builder.gpu_node_changed(Change("a", None, None))
+    watched.builder.nodes.gpu_node_changed(Change("a", None, None))
     assert not watched.builder.snapshot().devices
 
 

@@ -77,7 +77,7 @@ class Watched:
         self.builder.pod_changed(Change(f"default/{name}", None, new))
 
     def node(self, new: objects.Node | None, name: str = "a") -> None:
-        self.builder.node_changed(Change(name, None, new))
+        self.builder.nodes.node_changed(Change(name, None, new))
 
     def found(self, name: str = "p0") -> Pod:
         pod = self.builder.pod(f"default/{name}")

@@ -19,9 +19,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gpufleet.fleet.devices import DevicePick, NodeDevices
+from gpufleet.fleet.devices import DevicePick
 from gpufleet.fleet.mixes import MixCounter
-from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.snapshot import DisruptionBudget, Snapshot
 from gpufleet.fleet.volumes import AttachLimits, Claim, CSIDriver, StorageCapacity, StorageClass, Volume
@@ -29,15 +28,14 @@ from gpufleet.kube import kinds, objects
 from gpufleet.kube import storage_values as storage
 from gpufleet.kube.client import ApiError, Client
 from gpufleet.kube.conventions.queues import CONVENTIONS, QueueConvention
-from gpufleet.kube.cuts import merged
-from gpufleet.kube.device_values import node_devices
 from gpufleet.kube.gang_objects import GangObjects
-from gpufleet.kube.gpunode import GPUNode, MigWish
+from gpufleet.kube.gpunode import GPUNode
 from gpufleet.kube.informers import Change, Unread
 from gpufleet.kube.kinds import GPUFLEET_GROUP, Kind
 from gpufleet.kube.metrics import INFORMER_HANDLER_FAILURES
+from gpufleet.kube.node_table import NodeTable
 from gpufleet.kube.queue_table import QueueTable
-from gpufleet.kube.values import budget_value, node_value, pod_value
+from gpufleet.kube.values import budget_value, pod_value
 
 log = logging.getLogger("gpufleet.kube.snapshot")
 
@@ -74,18 +72,13 @@ class SnapshotBuilder:
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self._on_change = on_change
+        self.nodes = NodeTable(on_change)
         self._pods: dict[str, Pod] = {}
         self._assumed: dict[str, Assumption] = {}
         self._effective: dict[str, Pod] = {}
         self._by_node: dict[str, Mapping[str, Pod]] = {}
         self._unbound: dict[str, Pod] = {}
-        self._unread: dict[str, str] = {}
         self._successes: dict[tuple[str, str], Counter[str]] = {}
-        self._raw_nodes: dict[str, objects.Node] = {}
-        self._gpu_nodes: dict[str, GPUNode] = {}
-        self._wished: dict[str, int] = {}
-        self._nodes: dict[str, Node] = {}
-        self._devices: dict[str, NodeDevices] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._claims: dict[str, Claim] = {}
         self._volumes: dict[str, Volume] = {}
@@ -104,8 +97,8 @@ class SnapshotBuilder:
     def sources(self) -> tuple[Source, ...]:
         """The kinds to list and watch."""
         return (
-            Source(kinds.NODES, objects.Node, self.node_changed),
-            Source(kinds.GPU_NODES, GPUNode, self.gpu_node_changed, optional=True),
+            Source(kinds.NODES, objects.Node, self.nodes.node_changed),
+            Source(kinds.GPU_NODES, GPUNode, self.nodes.gpu_node_changed, optional=True),
             Source(kinds.PODS, objects.Pod, self.pod_changed, self.pod_unread),
             Source(kinds.NAMESPACES, objects.Namespace, self.namespace_changed),
             self._table(
@@ -139,8 +132,8 @@ class SnapshotBuilder:
     def snapshot(self) -> Snapshot:
         """The snapshot of this moment; it does not change afterwards."""
         return Snapshot(
-            nodes=dict(self._nodes),
-            devices=dict(self._devices),
+            nodes=dict(self.nodes.nodes),
+            devices=dict(self.nodes.devices),
             pods_by_node=dict(self._by_node),
             unbound=dict(self._unbound),
             gang_successes=dict(self._successes),
@@ -189,16 +182,16 @@ class SnapshotBuilder:
             self._link(change.key, self._gang_objects.link(self._pods[change.key]))
             self._confirm(change.key)
             self._refresh(change.key)
-        self._account(change.key, "")
+        self.nodes.note_unread(change.key, "")
 
     def pod_unread(self, key: str, node: str | None) -> None:
         """A pod exists that cannot be read, on `node` or wherever it was last: nobody else is placed there.
         None once it is gone.
         """
         known = self._effective.get(key)
-        last = known.node if known is not None else self._unread.get(key, "")
+        last = known.node if known is not None else self.nodes.last_unread_on(key)
         self._leave_out(key)
-        self._account(key, node or last if node is not None else "")
+        self.nodes.note_unread(key, node or last if node is not None else "")
 
     def assume(self, pod: Pod, **decided: Any) -> None:
         """Count a decision about `pod` as carried out: `node` with `picks`, `nominated_node`, `terminating`.
@@ -231,44 +224,6 @@ class SnapshotBuilder:
         self._confirm(pod.key)
         self._refresh(pod.key)
 
-    def node_changed(self, change: Change[objects.Node]) -> None:
-        """A node came, changed or went."""
-        if change.new is None:
-            self._raw_nodes.pop(change.key, None)
-        else:
-            self._raw_nodes[change.key] = change.new
-        self._refresh_node(change.key)
-
-    def gpu_node_changed(self, change: Change[GPUNode]) -> None:
-        """The devices of a node changed."""
-        if change.new is None:
-            self._gpu_nodes.pop(change.key, None)
-            self._wished.pop(change.key, None)
-        else:
-            self._gpu_nodes[change.key] = self._with_wishes(change.new)
-        self._refresh_node(change.key)
-        self._refresh_devices(change.key)
-
-    def assume_wish(self, node: str, wish: MigWish) -> tuple[MigWish, ...]:
-        """Count a GPU of a node as asked to be cut so; all wishes of the node. A change of the node's wishes
-        that the informer shows replaces it.
-        """
-        known = self._gpu_nodes.get(node)
-        if known is None:
-            return (wish,)
-        wishes = merged(known.spec.desired.mig, wish)
-        desired = msgspec.structs.replace(known.spec.desired, mig=wishes)
-        spec = msgspec.structs.replace(known.spec, desired=desired)
-        self._gpu_nodes[node] = msgspec.structs.replace(known, spec=spec)
-        self._wished[node] = known.metadata.generation
-        self._refresh_node(node)
-        self._refresh_devices(node)
-        return wishes
-
-    def forget_wishes(self, node: str) -> None:
-        """What was asked of a node's GPUs was not written: the informer's next word counts."""
-        self._wished.pop(node, None)
-
     def namespace_changed(self, change: Change[objects.Namespace]) -> None:
         """A namespace came, changed its labels or went."""
         labels = change.new.metadata.labels if change.new is not None else None
@@ -279,16 +234,6 @@ class SnapshotBuilder:
         else:
             self._namespaces[change.key] = labels
         self._on_change()
-
-    def _with_wishes(self, node: GPUNode) -> GPUNode:
-        """The node with wishes that are being written: a status may arrive before the spec shows them."""
-        name = node.metadata.name
-        known = self._gpu_nodes.get(name)
-        if known is None or self._wished.get(name) != node.metadata.generation:
-            self._wished.pop(name, None)
-            return node
-        desired = msgspec.structs.replace(node.spec.desired, mig=known.spec.desired.mig)
-        return msgspec.structs.replace(node, spec=msgspec.structs.replace(node.spec, desired=desired))
 
     def _table(self, kind: Kind, type_: type[T], table: dict[str, V], convert: Callable[[T], V]) -> Source:
         """A kind whose objects are converted one by one into a table."""
@@ -333,15 +278,6 @@ class SnapshotBuilder:
         self._pods.pop(key, None)
         self._assumed.pop(key, None)
         self._refresh(key)
-
-    def _account(self, key: str, unread_on: str) -> None:
-        """Note on which node a pod is that cannot be read; an empty name when it is on none, or can be."""
-        before = self._unread.pop(key, "")
-        if unread_on:
-            self._unread[key] = unread_on
-        if before != unread_on:
-            self._refresh_node(before)
-            self._refresh_node(unread_on)
 
     def _is_current(self, pod: Pod) -> bool:
         known = self._pods.get(pod.key)
@@ -434,33 +370,6 @@ class SnapshotBuilder:
             self._by_node[pod.node] = {**self._by_node.get(pod.node, {}), pod.key: pod}
         else:
             self._unbound[pod.key] = pod
-
-    def _refresh_node(self, name: str) -> None:
-        raw = self._raw_nodes.get(name)
-        if raw is None:
-            if self._nodes.pop(name, None) is None:
-                return
-        else:
-            value = node_value(raw, self._gpu_nodes.get(name))
-            if name in self._unread.values():
-                unread = tuple(sorted(key for key, node in self._unread.items() if node == name))
-                value = msgspec.structs.replace(value, unread_pods=unread)
-            if self._nodes.get(name) == value:
-                return
-            self._nodes[name] = value
-        self._on_change()
-
-    def _refresh_devices(self, name: str) -> None:
-        gpu_node = self._gpu_nodes.get(name)
-        value = node_devices(gpu_node) if gpu_node is not None else None
-        if self._devices.get(name) == value:
-            return
-        if value is None:
-            del self._devices[name]
-        else:
-            self._devices[name] = value
-        if name in self._raw_nodes:
-            self._on_change()
 
 
 def _shown(pod: Pod | None) -> Pod | tuple[str, str] | None:

@@ -67,21 +67,21 @@ class Writers:
         if decided := _decided(action):
             self._builder.assume(action.pod, **decided)
         if isinstance(action, Cut):
-            self._wishes[action.node] = self._builder.assume_wish(
+            self._wishes[action.node] = self._builder.nodes.assume_wish(
                 action.node, wish_for(action.gpu, action.layout)
             )
         self._queue.put_nowait((decision, action))
 
     async def merge(self, merge: Merge) -> None:
         """Ask for a GPU to be made whole again; what is refused is asked again later."""
-        wishes = self._builder.assume_wish(merge.node, wish_for(merge.gpu, None))
+        wishes = self._builder.nodes.assume_wish(merge.node, wish_for(merge.gpu, None))
         told = {"node": merge.node, "gpu": merge.gpu, "reasons": merge.reasons[0].message}
         try:
             await write_wishes(self._client, merge.node, wishes)
         except NotLeader:
             raise
         except GpufleetError as error:
-            self._builder.forget_wishes(merge.node)
+            self._builder.nodes.forget_wishes(merge.node)
             log.warning("write refused", extra={**told, "error": error.message})
         else:
             metrics.MERGES.inc()
@@ -207,7 +207,7 @@ class Writers:
         if decided := _decided(action):
             self._builder.forget(action.pod, **decided)
         if isinstance(action, Cut):
-            self._builder.forget_wishes(action.node)
+            self._builder.nodes.forget_wishes(action.node)
         log.warning("write refused", extra={**told, "error": error.message})
         pod = self._builder.pod(action.beneficiary) if isinstance(action, Evict) else action.pod
         if pod is not None:

@@ -210,7 +210,8 @@ def test_spreading_beats_packing() -> None:
 
 
 def test_a_point_in_one_tier_outweighs_everything_below_it() -> None:
-    scores = [score for score in SCORES if score.name != "fraction packing"]  # or "GPU packing", never both
+    # Of GPU packing, fraction packing and worth a pod never has more than one.
+    scores = [score for score in SCORES if score.name not in ("fraction packing", "worth")]
     weights = sorted({score.weight for score in scores})
     for weight in weights:
         below = sum(100 * score.weight for score in scores if score.weight < weight)

@@ -21,6 +21,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "examples" / "fractions" / "notebooks.ya
 NAMESPACE = "notes"
 FLEET = "groups: [{name: note, count: 1, gpu: h100, gpusPerNode: 2}]\n"
 NODE = "note-0"
+PARTS = {"notebook-a": 500, "notebook-b": 300, "notebook-c": 500}
 GPU = "nvidia.com/gpu"
 
 
@@ -110,7 +111,7 @@ def _log(cluster: Cluster, name: str) -> str:
 def _tables_show_who_shares(cluster: Cluster, seen: dict[str, str]) -> None:
     for gpu in read(cluster, "top", "gpus"):
         assert [pod["name"] for pod in gpu["pods"]] == [n for n, uuid in seen.items() if uuid == gpu["uuid"]]
-        assert gpu["fraction_milli"] >= 500
+        assert gpu["fraction_milli"] == sum(PARTS[pod["name"]] for pod in gpu["pods"])
     rows = {row["name"]: row for row in read(cluster, "top", "pods", "-n", NAMESPACE)}
     assert rows["notebook-b"]["devices"] == [seen["notebook-b"]]
     assert rows["notebook-b"]["fraction_milli"] == 300
@@ -124,11 +125,7 @@ def _whole_gpus_are_refused_and_the_reason_is_told(cluster: Cluster) -> None:
     found = _why(cluster)
     assert found["reasons"][0]["code"] == "InsufficientResource"
     held = {(one["workload"], one["resource"]): one["amount"] for one in found["holders"]}
-    assert held == {
-        ("Pod/notebook-a", "milli-GPU"): 500,
-        ("Pod/notebook-b", "milli-GPU"): 300,
-        ("Pod/notebook-c", "milli-GPU"): 500,
-    }
+    assert held == {(f"Pod/{name}", "milli-GPU"): part for name, part in PARTS.items()}
     cluster.run(cluster.client.delete(PODS, "foreign", NAMESPACE, grace=0))
 
 

@@ -41,7 +41,7 @@ STATUS_NAMES = {
 }
 GPU_NAMES = {
     "node", "index", "uuid", "product", "memory_mib", "util_percent", "pods", "healthy",
-    "memory_used_mib", "temperature_c", "power_w", "mig", "reason",
+    "memory_used_mib", "temperature_c", "power_w", "mig", "reason", "fraction_milli",
 }  # fmt: skip
 WHY_NAMES = {
     "namespace", "pod", "verdict", "reasons", "holders", "held_for", "changes", "node", "gang", "uid",

@@ -6,7 +6,7 @@ write fails.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -32,7 +32,8 @@ class NodeTable:
         self._wished: dict[str, int] = {}
         self._unread: dict[str, str] = {}
         self.nodes: dict[str, Node] = {}
-        self.devices: dict[str, NodeDevices] = {}
+        self.devices: Mapping[str, NodeDevices] = {}
+        """Never changed in place: the same object says that no devices have changed."""
 
     def node_changed(self, change: Change[objects.Node]) -> None:
         """A node came, changed or went."""
@@ -115,9 +116,7 @@ class NodeTable:
         value = node_devices(gpu_node) if gpu_node is not None else None
         if self.devices.get(name) == value:
             return
-        if value is None:
-            del self.devices[name]
-        else:
-            self.devices[name] = value
+        rest = {other: devices for other, devices in self.devices.items() if other != name}
+        self.devices = rest if value is None else {**rest, name: value}
         if name in self._raw_nodes:
             self._on_change()

@@ -133,7 +133,7 @@ class SnapshotBuilder:
         """The snapshot of this moment; it does not change afterwards."""
         return Snapshot(
             nodes=dict(self.nodes.nodes),
-            devices=dict(self.nodes.devices),
+            devices=self.nodes.devices,
             pods_by_node=dict(self._by_node),
             unbound=dict(self._unbound),
             gang_successes=dict(self._successes),

@@ -81,6 +81,7 @@ def consider(
     cycle = _Cycle(ledger, waiting, paused, policy.schedulers, queues)
     for unit in waiting if queues is None else Turns(queues, waiting):
         cycle.take(unit)
+    cycle.trial.end_decision()
     return Plan(tuple(cycle.actions)), cycle.trial.ledger
 
 
@@ -97,7 +98,8 @@ class _Cycle:
     ) -> None:
         self.schedulers = schedulers
         self.queues = queues
-        self.trial = Trial(ledger)
+        ledger.searches.begin(ledger)
+        self.trial = Trial(ledger, ledger.searches)
         self.paused = paused
         self.nominations = Nominations(self.trial, Budgets(ledger.snapshot.budgets), waiting)
         self.cutting = Cutting(self.trial)

@@ -19,6 +19,7 @@ from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import HostPort, Pod
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.holdings import Holdings
+from gpufleet.scheduling.kept_searches import KeptSearches
 
 NOTHING_KEPT: frozenset[str] = frozenset()
 
@@ -127,7 +128,7 @@ def _carry(pod: Pod, node: Node, carried: Carried, used: dict[str, int]) -> Carr
 class Ledger:
     """The accounts of all nodes of a snapshot, by node name, plus volumes promised during this decision."""
 
-    __slots__ = ("accounts", "holdings", "promised_volumes", "snapshot")
+    __slots__ = ("accounts", "holdings", "promised_volumes", "searches", "snapshot")
 
     def __init__(
         self,
@@ -135,6 +136,7 @@ class Ledger:
         accounts: dict[str, NodeAccount],
         promised_volumes: dict[str, str] | None = None,
         holdings: Holdings | None = None,
+        searches: KeptSearches | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.accounts = accounts
@@ -142,6 +144,8 @@ class Ledger:
         """Volume name to claim key: promised in this decision, not yet written."""
         self.holdings = holdings or Holdings()
         """Follows whichever snapshot it is asked about, so ledgers may share it."""
+        self.searches = searches or KeptSearches()
+        """Those of the last decision about a ledger of this line."""
 
     @classmethod
     def build(cls, snapshot: Snapshot, previous: Ledger | None = None) -> Ledger:
@@ -155,11 +159,14 @@ class Ledger:
             if account is None or not account.is_of(node, pods, values):
                 account = account_of(node, pods, values=values)
             accounts[name] = account
-        return cls(snapshot, accounts, holdings=previous.holdings if previous else None)
+        if previous is None:
+            return cls(snapshot, accounts)
+        return cls(snapshot, accounts, holdings=previous.holdings, searches=previous.searches)
 
     def fork(self) -> Ledger:
         """A ledger that can change without changing this one."""
-        return Ledger(self.snapshot, dict(self.accounts), dict(self.promised_volumes), self.holdings)
+        promised = dict(self.promised_volumes)
+        return Ledger(self.snapshot, dict(self.accounts), promised, self.holdings, self.searches)
 
     def place(self, pod: Pod, node: str) -> NodeAccount:
         """Count `pod` as running on `node`, whether or not it fits; the node's new account."""

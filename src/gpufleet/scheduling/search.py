@@ -28,6 +28,9 @@ _Scorer = tuple[Score, Callable[[NodeAccount], int]]
 _Ranked = tuple[int, str]
 """The total of a node's scores, negative, and its name: the smallest is the best."""
 
+_HEAP_FACTOR, _HEAP_LEAST = 4, 64
+"""Beyond so many entries for each node the heap is made anew, without what is out of date."""
+
 _TIERS = sorted({score.weight for score in SCORES}, reverse=True)
 
 
@@ -50,9 +53,24 @@ class Search:
         self._wide: _Wide | None = None
         self._verdicts: dict[str, Block | int] = {}
         self._heap: list[_Ranked] = []
+        self._judged: dict[str, NodeAccount] = {}
         self._stale: set[str] = set(ledger.accounts)
         self._reasons: tuple[Reason, ...] | None = None
         self._tally: Tally | None = None
+
+    def rebase(self, ledger: Ledger, firm: Callable[[], Ledger | None]) -> bool:
+        """Answer about another ledger, judging only nodes with another account anew; False, and the search is
+        of no more use, when a node is gone.
+        """
+        accounts = ledger.accounts
+        if not self._judged.keys() <= accounts.keys():
+            return False
+        self._ledger, self._firm = ledger, firm
+        self._wide = None
+        self._reasons = None
+        judged = self._judged
+        self._stale.update(name for name, account in accounts.items() if judged.get(name) is not account)
+        return True
 
     @property
     def checks_locally(self) -> bool:
@@ -175,6 +193,7 @@ class Search:
             account = self._ledger.accounts.get(name)
             if account is None:
                 continue
+            self._judged[name] = account
             before = self._verdicts.get(name)
             verdict = self._verdicts[name] = self._local_verdict(account)
             if self._tally is not None and before != verdict:
@@ -185,6 +204,10 @@ class Search:
             if not isinstance(verdict, Block):
                 heapq.heappush(self._heap, (-verdict, name))
         self._stale.clear()
+        if len(self._heap) > _HEAP_FACTOR * len(self._verdicts) + _HEAP_LEAST:
+            fitting = ((name, one) for name, one in self._verdicts.items() if not isinstance(one, Block))
+            self._heap = [(-one, name) for name, one in fitting]
+            heapq.heapify(self._heap)
 
     def _local_verdict(self, account: NodeAccount) -> Block | int:
         block = self._locally_blocked(account)

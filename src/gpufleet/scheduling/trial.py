@@ -17,6 +17,7 @@ import msgspec
 
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod, PodAffinityTerm, PodShape
+from gpufleet.scheduling.kept_searches import KeptSearches
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
 from gpufleet.scheduling.scores import REPLICATED_KINDS
 from gpufleet.scheduling.search import Search
@@ -34,8 +35,9 @@ class _Entry(msgspec.Struct, frozen=True):
 class Trial:
     """A fork of a ledger with the searches that run on it."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, kept: KeptSearches | None = None) -> None:
         self.ledger = ledger.fork()
+        self._kept = kept
         self.snapshot = ledger.snapshot
         self.nodes = sorted(ledger.accounts)
         """The names of all nodes, in order."""
@@ -63,6 +65,12 @@ class Trial:
         """
         question = self.question(pod)
         search = self._searches.get(question)
+        if search is None and self._kept is not None:
+            search = self._kept.take(question, self.ledger, self._without_held)
+            if search is not None:
+                self._searches[question] = search
+                self._heard[question] = len(self._told)
+                return search
         if search is None or len(self._told) - self._heard[question] > len(self.nodes):
             asker = pod if self._owner(pod) else msgspec.structs.replace(pod, owner="")
             search = self._searches[question] = Search(asker, self.ledger, self._without_held)
@@ -71,6 +79,11 @@ class Trial:
                 tell(search)
         self._heard[question] = len(self._told)
         return search
+
+    def end_decision(self) -> None:
+        """Leave the searches to the next decision."""
+        if self._kept is not None:
+            self._kept.keep(self._searches)
 
     def question(self, pod: Pod) -> Hashable:
         """What decides the answer for `pod`: pods with equal questions share one search."""

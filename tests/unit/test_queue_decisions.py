@@ -138,6 +138,14 @@ def test_room_that_is_held_for_a_pod_counts_in_its_queue() -> None:
     assert reports(found)["q0"] == ("QueueOverLimit",)
 
 
+def test_a_pod_ends_others_of_its_own_queue_and_of_none_but_of_no_other() -> None:
+    urgent = pod("urgent", gpus=1, queue="team", priority=9)
+    for held_by, evicted in (("team", True), ("", True), ("other", False)):
+        holder = pod("holder", gpus=1, node="a", queue=held_by, priority=-1)
+        found = plan(node(gpus=1), queue("team"), queue("other"), holder, urgent)
+        assert bool(evictions(found)) is evicted, held_by
+
+
 def test_pods_of_queues_that_cannot_be_used_are_told_why() -> None:
     found = plan(
         node(gpus=8),

@@ -101,7 +101,9 @@ class _Cycle:
         ledger.searches.begin(ledger)
         self.trial = Trial(ledger, ledger.searches)
         self.paused = paused
-        self.nominations = Nominations(self.trial, Budgets(ledger.snapshot.budgets), waiting)
+        budgets = Budgets(ledger.snapshot.budgets)
+        queue = queues.own_queue if queues is not None else _no_queue
+        self.nominations = Nominations(self.trial, budgets, waiting, queue)
         self.cutting = Cutting(self.trial)
         self.picks = DevicePicks(self.trial.ledger)
         self.actions: list[Action] = []
@@ -315,6 +317,10 @@ class _Cycle:
     def _report(self, pods: Sequence[Pod], reasons: tuple[Reason, ...]) -> None:
         helped = not any(reason.code in _NOT_HELPED_BY_CAPACITY for reason in reasons)
         self.actions += [Unschedulable(pod, reasons, helped) for pod in pods]
+
+
+def _no_queue(pod: Pod) -> str:
+    return ""
 
 
 def _no_preemption(pods: Sequence[Pod]) -> Reason:

@@ -8,7 +8,7 @@ else an eviction would serve somebody else than its cause, and another one would
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 
 from gpufleet.fleet.pods import Pod
@@ -31,14 +31,21 @@ _NAMED = 3
 class Nominations:
     """Who waits for room in one decision."""
 
-    def __init__(self, trial: Trial, budgets: Budgets, queue: Iterable[Unit]) -> None:
+    def __init__(
+        self,
+        trial: Trial,
+        budgets: Budgets,
+        units: Iterable[Unit],
+        queue: Callable[[Pod], str] = lambda pod: "",
+    ) -> None:
         self._trial = trial
         self._budgets = budgets
-        self._preemption = Preemption(trial, budgets)
+        self._queue = queue
+        self._preemption = Preemption(trial, budgets, queue)
         self._hopeless: set[Hashable] = set()
         self._outranked: set[Hashable] = set()
         self._later: dict[str, Pod] = {
-            pod.key: pod for unit in queue for pod in unit.pods if pod.nominated_node in trial.ledger.accounts
+            pod.key: pod for unit in units for pod in unit.pods if pod.nominated_node in trial.ledger.accounts
         }
 
     def begin(self, unit: Unit) -> None:
@@ -210,7 +217,9 @@ class Nominations:
         if unit.nominated or not all(pod.preempts for pod in unit.pods):
             return list(self._later.values())
         lowest = min(pod.priority for pod in unit.pods)
-        return [pod for pod in self._later.values() if pod.priority >= lowest]
+        queue = self._queue(unit.pods[0])
+        later = self._later.values()
+        return [pod for pod in later if pod.priority >= lowest or self._queue(pod) not in ("", queue)]
 
     def _room_for(self, pod: Pod) -> Choice | None:
         """A node that has room for the pod beside what is held, or else one where others must end."""

@@ -98,11 +98,14 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class Preemption:
-    """The search for victims on one trial."""
+    """The search for victims on one trial. `queue` says in which queue a pod is: who is in one ends for
+    nobody of another.
+    """
 
-    def __init__(self, trial: Trial, budgets: Budgets) -> None:
+    def __init__(self, trial: Trial, budgets: Budgets, queue: Callable[[Pod], str] = lambda pod: "") -> None:
         self._trial = trial
         self._budgets = budgets
+        self._queue = queue
         self._gangs = GangVictims(trial)
         self._known: dict[Hashable, dict[str, _Known]] = {}
         self._limit = max(CANDIDATES, len(trial.nodes) // 10)
@@ -165,7 +168,8 @@ class Preemption:
 
     def _local_choices(self, pod: Pod, search: Search) -> list[Choice]:
         """A choice for each node by the filters that look at one node alone; some nodes if that is all."""
-        known = self._known.setdefault((self._trial.question(pod), pod.priority, self._gangs.own(pod)), {})
+        asked = (self._trial.question(pod), pod.priority, self._gangs.own(pod), self._queue(pod))
+        known = self._known.setdefault(asked, {})
         limit = self._limit if search.checks_locally else len(self._trial.nodes)
         choices: list[Choice] = []
         for node in self._trial.nodes:
@@ -186,7 +190,7 @@ class Preemption:
         )
 
     def _examine(self, pod: Pod, search: Search, account: NodeAccount) -> _Known:
-        lower, ending = _lower(pod, account), _ending(account)
+        lower, ending = self._lower(pod, account), _ending(account)
         choice = None
         if lower or ending:
             bare = account.without([other.key for other in (*lower, *ending)])
@@ -204,13 +208,28 @@ class Preemption:
             self._budgets.state(removable),
         )
 
+    def _lower(self, pod: Pod, account: NodeAccount) -> list[Pod]:
+        """The pods that may be evicted for `pod`: of its queue or of none, not of its own gang, and not placed
+        by this very decision.
+        """
+        queue = self._queue(pod)
+        return [
+            other
+            for other in account.pods.values()
+            if other.priority < pod.priority
+            and other.node
+            and not other.terminating
+            and not (pod.gang is not None and other.gang_key == pod.gang_key)
+            and self._queue(other) in ("", queue)
+        ]
+
     def _verified(self, pod: Pod, likely: Choice) -> Choice | None:
         """The choice for a node by all filters; the one by the local filters if the others agree."""
         account = self._trial.ledger.accounts[likely.node]
         ending = _ending(account)
         if self._makes_room(pod, likely, ending):
             return likely
-        lower = _lower(pod, account)
+        lower = self._lower(pod, account)
         if not self.fits_after(pod, likely.node, [*ending, *lower]):
             return None
         choice = self._cheapest(pod, account, lower, lambda: _WideRoom(self, pod, likely.node, ending, lower))
@@ -288,18 +307,6 @@ def _take_away(ledger: Ledger, gone: Collection[Pod]) -> None:
 
 def _ending(account: NodeAccount) -> list[Pod]:
     return [other for other in account.pods.values() if other.terminating]
-
-
-def _lower(pod: Pod, account: NodeAccount) -> list[Pod]:
-    """The pods that may be evicted for `pod`: not of its own gang, and not placed by this very decision."""
-    return [
-        other
-        for other in account.pods.values()
-        if other.priority < pod.priority
-        and other.node
-        and not other.terminating
-        and not (pod.gang is not None and other.gang_key == pod.gang_key)
-    ]
 
 
 class _LocalRoom:

@@ -78,6 +78,11 @@ class Queues:
         """The queue that a pod counts in."""
         return self._counted(self._named(named(pod)))
 
+    def own_queue(self, pod: Pod) -> str:
+        """The queue that a pod is in; empty for one that counts with those without."""
+        name = self.queue(pod)
+        return "" if name == UNQUEUED else name
+
     def problem(self, pod: Pod) -> Reason | None:
         """Why nothing can be placed in the pod's queue, whatever is free; None when it can."""
         name = self._named(named(pod))

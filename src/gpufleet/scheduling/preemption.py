@@ -209,8 +209,8 @@ class Preemption:
         )
 
     def _lower(self, pod: Pod, account: NodeAccount) -> list[Pod]:
-        """The pods that may be evicted for `pod`: of its queue or of none, not of its own gang, and not placed
-        by this very decision.
+        """The pods that may be evicted for `pod`: of its queue or of none, not of its own gang, and not
+        placed by this very decision.
         """
         queue = self._queue(pod)
         return [

@@ -59,6 +59,7 @@ test-full: dev-environment  ## every test, also long properties, peers and large
 
 bench: dev-environment  ## pods per second beside kube-scheduler and the API server's own ceiling
 	@$(BIN)/python -m benchmarks.decide
+	@$(BIN)/python -m benchmarks.engine
 	@$(BIN)/python -m benchmarks.scheduler --silent-nodes
 	@$(BIN)/python -m benchmarks.scheduler
 

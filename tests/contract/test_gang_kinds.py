@@ -151,10 +151,10 @@ async def test_kinds_of_vendors_are_installed_and_those_that_are_there_stay(
 
 
 class Narrow(Client):
-    """A client of a user who may read what Kubernetes itself needs, and no other kinds."""
+    """A client of a user who may read what Kubernetes and gpufleet need, and no other kinds."""
 
     async def list(self, kind: Kind, namespace: str | None = None, **options: Any) -> Any:
-        if kind.group not in ("", "storage.k8s.io", "policy") and kind != GPU_NODES:
+        if kind.group not in ("", "storage.k8s.io", "policy", GPU_NODES.group):
             raise ApiError(status=403, reason="Forbidden", message=f"{kind.resource} is forbidden")
         return await super().list(kind, namespace, **options)
 

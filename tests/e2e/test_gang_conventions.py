@@ -18,7 +18,7 @@ from tests.e2e.conftest import NewFleet
 from tests.e2e.local_fleet import LocalFleet, wait_until
 
 from gpufleet.kube.conventions import coscheduling, kai, kueue, native, volcano
-from gpufleet.kube.kinds import CRDS, PODS
+from gpufleet.kube.kinds import CLUSTER_QUEUES, CRDS, LOCAL_QUEUES, PODS
 from gpufleet.kube.manifests import Manifest, apply_manifests, read_manifests
 from gpufleet.kube.values import DECISION_CONDITION
 from gpufleet.local.vendor_kinds import MARK, VENDOR_KINDS
@@ -110,6 +110,13 @@ def test_a_gang_of_another_vendor_runs_whole_or_not_at_all(
     for pod in pods:
         cluster.run(cluster.client.delete(PODS, pod["metadata"]["name"], namespace))
     wait_until(lambda: not cluster.all(PODS, namespace), "they are gone")
+    # Queues are everybody's: others would be told that theirs does not exist.
+    kinds = {kind.kind: kind for kind in (CLUSTER_QUEUES, LOCAL_QUEUES)}
+    for manifest in manifests:
+        kind = kinds.get(manifest["kind"])
+        if kind is not None:
+            where = namespace if kind.namespaced else None
+            cluster.run(cluster.client.delete(kind, manifest["metadata"]["name"], where))
 
 
 def test_a_gang_waits_for_the_object_that_describes_it(cluster: Cluster) -> None:

@@ -104,6 +104,13 @@ def test_a_job_that_fits_nowhere_waits_for_ever_and_nobody_for_it() -> None:
     assert times(timeline) == {"huge": (None, None), "gang": (None, None), "a": (1, 6)}
 
 
+def test_jobs_without_gpus_are_there_to_their_end_though_no_gpu_changes_hands() -> None:
+    timeline = run(ONE, job("a", 1, 5), job("cpu", 2, 50, gpus=0), job("late", 30, 1, gpus=0))
+    assert times(timeline) == {"a": (1, 6), "cpu": (2, 52), "late": (30, 31)}
+    assert timeline.until_s == 52
+    assert timeline.steps == (Step(1, MILLI, 0), Step(6, 0, 0))
+
+
 def test_no_jobs_are_an_empty_timeline() -> None:
     assert run(ONE) == Timeline(2 * MILLI, (), (), 0, 0)
 

@@ -87,7 +87,7 @@ def simulate(
         if clock.decisions % TOLD_EVERY == 0:
             tell(min(1.0, now / max(1, last if until_s is None else until_s)))
     tell(1.0)
-    until = until_s if until_s is not None else clock.steps[-1].at_s if clock.steps else 0
+    until = clock.now_s if until_s is None else until_s
     runs = tuple(run for run in clock.runs if run.job.arrival_s <= until)
     return Timeline(capacity_milli(load.nodes), runs, tuple(clock.steps), until, clock.decisions)
 
@@ -99,6 +99,7 @@ class _Clock:
         self.runs = [JobRun(job) for job in load.jobs]
         self.steps: list[Step] = []
         self.decisions = 0
+        self.now_s = 0
         self._cluster = Cluster(load)
         self._interval_s = interval_s
         self._arrived = 0
@@ -115,6 +116,7 @@ class _Clock:
 
     def pass_to(self, now: int) -> None:
         """Let happen what happens at a second, and decide if it is time to."""
+        self.now_s = now
         while self._ends and self._ends[0][0] <= now:
             _, number, evictions = heapq.heappop(self._ends)
             if self.runs[number].evictions == evictions:

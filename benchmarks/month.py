@@ -1,6 +1,6 @@
 """A month of a fleet in virtual time: seconds for the synthetic load of `gpufleet simulate synthetic`.
 
-The bar is for 30 days of 400 nodes with at least 50,000 jobs through the scheduler's own decision, on one core.
+The bar is for 30 days of 400 nodes with at least 50,000 jobs through the scheduler itself, on one core.
 """
 
 from __future__ import annotations

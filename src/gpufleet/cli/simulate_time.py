@@ -195,7 +195,8 @@ def _row(waits: Waits) -> list[str]:
 
 def _told(numbers: Summary, timeline: Timeline, seconds: float) -> str:
     """What the table does not say, in two sentences."""
-    evictions = f", {numbers.evictions} evictions" if numbers.evictions else ""
+    times = "once" if numbers.evictions == 1 else f"{numbers.evictions} times"
+    evictions = f"; jobs were evicted {times}" if numbers.evictions else ""
     return (
         f"utilisation {numbers.utilisation_percent:.1f} % of {timeline.capacity_milli / 1000:g} GPUs in "
         f"{_lasting(timeline.until_s)}; {numbers.ended} jobs ended, {numbers.running} run, "

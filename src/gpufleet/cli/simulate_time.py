@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-INTERVAL_S = 15
+INTERVAL_S = 1
 _DAY_S = 86_400
 _UNITS = (("d", _DAY_S), ("h", 3_600), ("m", 60), ("s", 1))
 
@@ -87,7 +87,7 @@ def _time_options(function: F) -> F:
     help="Write the nodes and jobs to FILE (gzipped where it ends with .gz) instead of running them.",
 )
 @_time_options
-@output_option("json", "yaml")
+@output_option("json")
 @everywhere
 def synthetic_command(
     nodes: int,
@@ -131,7 +131,7 @@ def synthetic_command(
     help="Stop after so many days from second 0 (default: when nothing happens any more).",
 )
 @_time_options
-@output_option("json", "yaml")
+@output_option("json")
 @everywhere
 def run_command(
     file: Path, days: int | None, interval: int, picture: Path | None, output: str | None

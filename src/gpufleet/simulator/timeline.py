@@ -21,7 +21,7 @@ from gpufleet.simulator.traces import Job, Load, capacity_milli
 
 TOLD_EVERY = 50
 """Decisions between two reports of progress."""
-INTERVAL_S = 15
+INTERVAL_S = 1
 """Seconds between two decisions at least, where nothing else is said."""
 _ROUNDS = 1000
 """Decisions that may follow each other in one second because each of them evicts somebody."""

@@ -11,6 +11,9 @@ from tests.unit.small_traces import node, pod
 
 from gpufleet.fleet.fragmentation import MILLI
 from gpufleet.fleet.queues import Queue, Quota
+from gpufleet.fleet.snapshot import Snapshot
+from gpufleet.scheduling.ledger import Ledger
+from gpufleet.simulator import cluster
 from gpufleet.simulator.synthetic import synthetic_load
 from gpufleet.simulator.timeline import JobRun, Step, Timeline, simulate
 from gpufleet.simulator.traces import Job, Load, TraceNode, capacity_milli
@@ -204,6 +207,26 @@ def test_the_same_load_gives_the_same_timeline(interval: int) -> None:
     until = 3 * 86_400
     first, again = (simulate(load, until, interval) for _ in range(2))
     assert first == again
+
+
+class Rebuilt:
+    """In place of the ledger: nothing is kept from one decision to the next."""
+
+    @staticmethod
+    def build(snapshot: Snapshot, previous: Ledger | None) -> Ledger:
+        return Ledger.build(snapshot)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [draw_load(8, priorities=3), synthetic_load(16, 1, seed=2, load_percent=400)],
+    ids=["priorities", "usual mix"],
+)
+def test_what_is_kept_between_decisions_changes_nothing(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = simulate(load, 86_400, 0)
+    assert any(one.wait_s for one in kept.runs)
+    monkeypatch.setattr(cluster, "Ledger", Rebuilt)
+    assert simulate(load, 86_400, 0) == kept
 
 
 def test_progress_goes_from_the_beginning_to_the_end() -> None:

@@ -28,7 +28,7 @@ def write_openb(folder: Path, nodes: Iterable[TraceNode], variants: dict[str, li
     """Write files as openb has them below a folder of traces; the folder."""
     below = folder / "openb"
     below.mkdir(parents=True)
-    lines = [",".join(map(str, one)) for one in nodes]
+    lines = [",".join(map(str, one[:5])) for one in nodes]
     _write(below / "openb_node_list_gpu_node.csv.gz", "sn,cpu_milli,memory_mib,gpu,model", lines)
     for variant, pods in variants.items():
         lines = []

@@ -17,10 +17,11 @@ from tests.unit.small_traces import node, pod
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.fragmentation import Demand, Fragmentation, FreeNode, typical_pods
 from gpufleet.simulator import published
+from gpufleet.simulator.books import Placement
 from gpufleet.simulator.columns import Columns
 from gpufleet.simulator.placing import PolicyPlacer
 from gpufleet.simulator.policies import POLICIES, make_policy
-from gpufleet.simulator.replay import Placement, replay
+from gpufleet.simulator.replay import replay
 from gpufleet.simulator.traces import TraceNode, TracePod
 
 

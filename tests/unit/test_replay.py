@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import pytest
 from tests.unit.small_traces import node, pod
 
+from gpufleet.simulator.books import MisplacedError, Placement
 from gpufleet.simulator.replay import (
     Decision,
-    MisplacedError,
     Move,
     Outcome,
-    Placement,
     allocation_percent,
     replay,
 )

@@ -22,18 +22,16 @@ from gpufleet.simulator.synthetic import (
     SMALL_PERCENT,
     SMALL_SHAPES,
     TRAINING_SIZES,
-    Job,
-    SyntheticLoad,
     mean_gpu_seconds,
     synthetic_load,
 )
-from gpufleet.simulator.traces import capacity_milli
+from gpufleet.simulator.traces import Job, Load, capacity_milli
 
 DAYS = 30
 
 
 @pytest.fixture(scope="module")
-def month() -> SyntheticLoad:
+def month() -> Load:
     return synthetic_load(400, DAYS, seed=42)
 
 
@@ -42,7 +40,7 @@ def gpus(job: Job) -> int:
 
 
 def test_a_month_of_400_nodes_has_more_than_50_000_jobs_and_a_day_of_one_node_some(
-    month: SyntheticLoad,
+    month: Load,
 ) -> None:
     assert len(month.jobs) > 50_000
     assert len(month.nodes) == 400
@@ -54,7 +52,7 @@ def test_a_seed_makes_the_same_again_and_another_one_another() -> None:
     assert synthetic_load(5, 2, seed=1).jobs != synthetic_load(5, 2, seed=2).jobs
 
 
-def test_jobs_come_in_their_order_within_the_days(month: SyntheticLoad) -> None:
+def test_jobs_come_in_their_order_within_the_days(month: Load) -> None:
     times = [job.arrival_s for job in month.jobs]
     assert times == sorted(times)
     assert times[0] >= 0
@@ -70,12 +68,12 @@ def test_the_load_is_as_asked_for(percent: int) -> None:
     assert 100 * offered / capacity == pytest.approx(percent, rel=0.05)
 
 
-def test_the_mean_of_a_duration_is_that_of_what_is_drawn(month: SyntheticLoad) -> None:
+def test_the_mean_of_a_duration_is_that_of_what_is_drawn(month: Load) -> None:
     gpu_seconds = sum(job.gpu_milliseconds for job in month.jobs) / MILLI / len(month.jobs)
     assert gpu_seconds == pytest.approx(mean_gpu_seconds(), rel=0.06)
 
 
-def test_gpus_of_jobs_are_as_frequent_as_documented(month: SyntheticLoad) -> None:
+def test_gpus_of_jobs_are_as_frequent_as_documented(month: Load) -> None:
     found = Counter(gpus(job) for job in month.jobs)
     training = sum(size.jobs for size in TRAINING_SIZES)
     for size in TRAINING_SIZES[1:]:
@@ -86,7 +84,7 @@ def test_gpus_of_jobs_are_as_frequent_as_documented(month: SyntheticLoad) -> Non
     assert found[0] / len(month.jobs) == pytest.approx(SMALL_PERCENT / 100 * without / small, rel=0.05)
 
 
-def test_durations_have_the_documented_medians_and_tenth_deciles(month: SyntheticLoad) -> None:
+def test_durations_have_the_documented_medians_and_tenth_deciles(month: Load) -> None:
     small = [job.duration_s for job in month.jobs if not gpus(job)]
     assert median(small) == pytest.approx(SMALL_DURATION.median_s, rel=0.1)
     assert quantiles(small, n=10)[-1] == pytest.approx(6568, rel=0.15)
@@ -97,14 +95,14 @@ def test_durations_have_the_documented_medians_and_tenth_deciles(month: Syntheti
     assert max(job.duration_s for job in month.jobs) <= LONGEST_S
 
 
-def test_arrivals_follow_the_hours_of_the_day(month: SyntheticLoad) -> None:
+def test_arrivals_follow_the_hours_of_the_day(month: Load) -> None:
     found = Counter(job.arrival_s // 3600 % 24 for job in month.jobs)
     for hour, weight in enumerate(HOURS):
         expected = len(month.jobs) * weight / sum(HOURS)
         assert found[hour] == pytest.approx(expected, abs=4.5 * expected**0.5)
 
 
-def test_every_job_fits_on_empty_nodes_and_large_ones_are_gangs_of_whole_nodes(month: SyntheticLoad) -> None:
+def test_every_job_fits_on_empty_nodes_and_large_ones_are_gangs_of_whole_nodes(month: Load) -> None:
     least_cpu = min(node.cpu_milli for node in month.nodes)
     least_memory = min(node.memory_mib for node in month.nodes)
     for job in month.jobs:
@@ -116,7 +114,7 @@ def test_every_job_fits_on_empty_nodes_and_large_ones_are_gangs_of_whole_nodes(m
     assert {job.pods for job in month.jobs} == {1, 2, 4}
 
 
-def test_models_of_nodes_are_in_the_proportion_of_openb(month: SyntheticLoad) -> None:
+def test_models_of_nodes_are_in_the_proportion_of_openb(month: Load) -> None:
     found = Counter(node.model for node in month.nodes)
     total = sum(weight for weight, *_ in NODE_MODELS)
     for weight, model, *_ in NODE_MODELS:

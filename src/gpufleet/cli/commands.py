@@ -22,7 +22,10 @@ COMMANDS = {
     "agent": ("gpufleet.cli.agent", "The agent of this GPU node, or one look at it"),
     "mig": ("gpufleet.cli.mig", "What GPUs can be cut into, and how to get there"),
     "share": ("gpufleet.cli.share", "How a GPU should be shared for a workload, and why"),
-    "simulate": ("gpufleet.cli.simulate", "Scheduling policies on public traces, scored as in their papers"),
+    "simulate": (
+        "gpufleet.cli.simulate",
+        "Scheduling policies on public traces, and a month of a fleet in a minute",
+    ),
     "version": ("gpufleet.cli.version", "Versions of gpufleet, Python and the control plane"),
     "completion": ("gpufleet.cli.completion", "Tab completion for bash, zsh and fish"),
 }

@@ -1,4 +1,4 @@
-"""`gpufleet simulate`: scheduling policies on traces."""
+"""`gpufleet simulate`: scheduling policies on traces, and fleets in virtual time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from gpufleet.cli.options import everywhere, output_option
 from gpufleet.cli.output import Cell, Column, print_data, table
+from gpufleet.cli.simulate_time import run_command, synthetic_command
 from gpufleet.simulator.published import LIVE, POLICIES, SEEDS, VARIANTS
 
 if TYPE_CHECKING:
@@ -37,10 +38,35 @@ class Seeds(click.ParamType[tuple[int, ...]]):
         return tuple(range(int(first), int(last or first) + 1))
 
 
-@click.group("simulate", short_help="Scheduling policies on public traces, scored as in their papers")
+class FileGroup(click.Group):
+    """A group that takes a file instead of a command: `simulate FILE` is `simulate run FILE`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but for what is no command and looks like a file, or is one."""
+        if args[0] not in self.commands and ({"/", "."} & set(args[0]) or Path(args[0]).is_file()):
+            args = [run_command.name or "", *args]
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    "simulate", cls=FileGroup, short_help="Scheduling policies on traces, and fleets in virtual time"
+)
 @everywhere
 def command() -> None:
-    """Replay what a cluster was asked for through scheduling policies, and compare what they make of it."""
+    """Replay what a cluster was asked for through scheduling policies, and compare what they make of it; or
+    let jobs come, run and end on a fleet in virtual time, from a FILE or drawn.
+
+    \b
+    gpufleet simulate openb --policy fgd --policy gpufleet
+    gpufleet simulate synthetic --nodes 50 --days 7
+    gpufleet simulate load.jsonl
+    """
+
+
+command.add_command(synthetic_command)
+command.add_command(run_command)
 
 
 @command.command("openb", short_help="The openb trace: how many GPUs a policy allocates before none fits")

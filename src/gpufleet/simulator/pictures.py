@@ -11,6 +11,7 @@ from gpufleet.simulator.runs import Run, mean_percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMS = (".svg", ".png")
 LEFT_BEHIND = 0.5
@@ -48,6 +49,11 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     axes.set(xlim=(first, last), ylim=(first, 100))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="lower right", ncols=1 + len(lines) // 20)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture. Raises GpufleetError where the file cannot be written."""
     try:
         figure.savefig(path)
     except OSError as error:

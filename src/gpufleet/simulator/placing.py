@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpufleet.fleet.fragmentation import Ints
+from gpufleet.simulator.books import Placement
 from gpufleet.simulator.columns import Columns, models_of
 from gpufleet.simulator.policies import Policy
-from gpufleet.simulator.replay import Decision, Placement
+from gpufleet.simulator.replay import Decision
 from gpufleet.simulator.traces import Request, TraceNode, TracePod
 
 _IMPOSSIBLE = -1

@@ -12,18 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from gpufleet.fleet.fragmentation import MILLI
-from gpufleet.simulator.traces import Request, TraceNode, TracePod, capacity_milli
+from gpufleet.simulator.books import Books, Placement
+from gpufleet.simulator.traces import TraceNode, TracePod, capacity_milli
 
 TOLD_EVERY = 500
 """Arrivals between two reports of progress."""
-
-
-class Placement(NamedTuple):
-    """A node by its place in the run's nodes, and devices of it; none for a pod without GPUs."""
-
-    node: int
-    devices: tuple[int, ...]
 
 
 class Move(NamedTuple):
@@ -57,47 +50,6 @@ class Outcome(NamedTuple):
     unplaced: int
 
 
-class MisplacedError(Exception):
-    """A placer used more than a node has, or moved what does not run. A defect of the placer."""
-
-
-class _Ledger:
-    """What is free on each node, and where each arrival runs."""
-
-    def __init__(self, nodes: Sequence[TraceNode]) -> None:
-        self._nodes = nodes
-        self._cpu = [node.cpu_milli for node in nodes]
-        self._memory = [node.memory_mib for node in nodes]
-        self._gpus = [[MILLI] * node.gpus for node in nodes]
-        self._running: dict[int, tuple[Request, Placement]] = {}
-
-    def start(self, arrival: int, request: Request, at: Placement) -> None:
-        """Let an arrival run; raises MisplacedError where it may not."""
-        node, devices, shape = self._nodes[at.node], self._gpus[at.node], request.shape
-        if shape.gpus and not shape.allows(node.model):
-            raise MisplacedError(f"{request} may not run on {node.model} of {node.name}")
-        if len(set(at.devices)) != shape.gpus or len(at.devices) != shape.gpus:
-            raise MisplacedError(f"{request} got devices {at.devices} of {node.name}")
-        for device in at.devices:
-            devices[device] -= shape.gpu_milli
-        self._cpu[at.node] -= shape.cpu_milli
-        self._memory[at.node] -= request.memory_mib
-        if min(self._cpu[at.node], self._memory[at.node], *(devices[one] for one in at.devices)) < 0:
-            raise MisplacedError(f"{request} does not fit on {at.devices} of {node.name}")
-        self._running[arrival] = (request, at)
-
-    def move(self, move: Move) -> None:
-        """Let a running pod run elsewhere; raises MisplacedError where it may not."""
-        if move.arrival not in self._running:
-            raise MisplacedError(f"arrival {move.arrival} does not run and cannot be moved")
-        request, at = self._running.pop(move.arrival)
-        for device in at.devices:
-            self._gpus[at.node][device] += request.shape.gpu_milli
-        self._cpu[at.node] += request.shape.cpu_milli
-        self._memory[at.node] += request.memory_mib
-        self.start(move.arrival, request, move.to)
-
-
 def replay(
     nodes: Sequence[TraceNode],
     pods: Sequence[TracePod],
@@ -107,7 +59,7 @@ def replay(
     """Let the pods arrive in their order. `tell` hears now and then how many have. Raises MisplacedError when
     the placer's decisions are impossible.
     """
-    ledger = _Ledger(nodes)
+    ledger = Books(nodes)
     arrived = allocated = migrations = unplaced = 0
     after: list[tuple[int, int]] = []
     for number, pod in enumerate(pods):
@@ -115,7 +67,7 @@ def replay(
             tell(number)
         decision = placer.place(pod)
         for move in decision.moves:
-            ledger.move(move)
+            ledger.move(move.arrival, move.to)
         migrations += len(decision.moves)
         arrived += pod.total_milli
         if decision.placement is None:

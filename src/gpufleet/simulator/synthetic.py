@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from gpufleet.fleet.errors import GpufleetError
 from gpufleet.fleet.fragmentation import MILLI, Demand
-from gpufleet.simulator.traces import Request, TraceNode
+from gpufleet.simulator.traces import Job, Load, Request, TraceNode
 
 SMALL_PERCENT = 60
 LONGEST_S = 30 * 86_400
@@ -129,29 +129,7 @@ NODE_MODELS = (
 """Nodes of openb with 8 GPUs: how many, their model, milli-CPU, MiB."""
 
 
-class Job(NamedTuple):
-    """A job: when it comes, how long it lasts once all its pods run, and its pods, which are all alike."""
-
-    name: str
-    arrival_s: int
-    duration_s: int
-    pods: int
-    request: Request
-
-    @property
-    def gpu_milliseconds(self) -> int:
-        """Milli-GPU x seconds of all pods."""
-        return self.pods * self.request.shape.total_milli * self.duration_s
-
-
-class SyntheticLoad(NamedTuple):
-    """A fleet and the jobs that come to it, in the order of their arrival."""
-
-    nodes: tuple[TraceNode, ...]
-    jobs: tuple[Job, ...]
-
-
-def synthetic_load(nodes: int, days: int, seed: int, load_percent: int = 90) -> SyntheticLoad:
+def synthetic_load(nodes: int, days: int, seed: int, load_percent: int = 90) -> Load:
     """A fleet of so many nodes, and jobs for so many days that ask for `load_percent` of its GPU-seconds on
     average. The same for the same arguments. Raises GpufleetError for numbers below 1.
     """
@@ -166,7 +144,7 @@ def synthetic_load(nodes: int, days: int, seed: int, load_percent: int = 90) -> 
         _job(f"job-{number:06}", arrival_s, draw)
         for number, arrival_s in enumerate(_arrivals(daily, days, draw))
     )
-    return SyntheticLoad(tuple(_nodes(nodes)), jobs)
+    return Load(tuple(_nodes(nodes)), jobs)
 
 
 def mean_gpu_seconds() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from tests.e2e.kubectl import Kubectl
@@ -76,9 +77,10 @@ def test_teams_share_up_to_the_limit_above_them_which_is_told_and_can_be_raised(
     wait_until(lambda: "QueueOverLimit" in reasons(kubectl, waiting[0]), "the limit is told", seconds=30)
     wait_until(lambda: "QueueInvalid" in reasons(kubectl, "lost-0"), "the broken queue is told", seconds=30)
     wait_until(lambda: "QueueNotFound" in reasons(kubectl, "gone-0"), "the missing one is told", seconds=30)
-    told = kubectl.run("gpufleet", "why", waiting[0], "-n", "teams")
-    assert "queue research may hold 4 GPUs at most: 4 held, and the pod needs 1" in told.stdout
-    assert "raise the limit of queue research to 5 GPUs" in told.stdout
+    told = [kubectl.run("gpufleet", "why", name, "-n", "teams").stdout for name in waiting]
+    assert all("queue research may hold 4 GPUs at most: 4 held, and the pod needs 1" in text for text in told)
+    raised = [re.findall(r"raise the limit of queue research to (\d) GPUs", text) for text in told]
+    assert sorted(raised) == [["5"], ["6"], ["7"]], "each needs room for those whose turn comes before"
     report = json.loads(kubectl("gpufleet", "queues", "-o", "json"))
     rows = {row["name"]: row["gpu_milli"] for row in report["queues"]}
     assert rows["research"]["allocated"] == rows["research"]["fair_share"] == 4000

@@ -6,7 +6,7 @@ import gzip
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpufleet.fleet.fragmentation import Demand
+from gpufleet.fleet.demands import Demand
 from gpufleet.simulator.traces import Request, TraceNode, TracePod
 
 

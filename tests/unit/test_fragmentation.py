@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpufleet.fleet.fragmentation import (
-    Demand,
-    Fragmentation,
-    FreeNode,
-    FreeNodes,
-    TypicalPod,
-    typical_pods,
-)
+from gpufleet.fleet.demands import Demand, TypicalPod, typical_pods
+from gpufleet.fleet.fragmentation import Fragmentation, FreeNode, FreeNodes
 
 MODELS = ("T4", "G2", "P100")
 CPU_ONLY = Demand(4000, 0, 0)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.random_fleets import examples
 
-from gpufleet.fleet.fragmentation import Demand, TypicalPod
+from gpufleet.fleet.demands import Demand, TypicalPod
 from gpufleet.fleet.gpu_prices import part_values, value_of
 
 

@@ -13,8 +13,8 @@ from tests.unit.random_fleets import bound, examples
 from tests.unit.test_cycle import busy_fleets
 from tests.unit.test_fractions import part
 
+from gpufleet.fleet.demands import Demand, TypicalPod
 from gpufleet.fleet.devices import NodeDevices
-from gpufleet.fleet.fragmentation import Demand, TypicalPod
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind
 from gpufleet.fleet.pods import Pod

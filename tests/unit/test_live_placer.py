@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gpufleet.fleet.fragmentation import Demand
+from gpufleet.fleet.demands import Demand
 from gpufleet.simulator.live import LivePlacer, usual_mix
 from gpufleet.simulator.replay import Decision, replay
 from gpufleet.simulator.traces import Request, TraceNode, TracePod

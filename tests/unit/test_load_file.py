@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from gpufleet.fleet.demands import Demand
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import Demand
 from gpufleet.fleet.queues import Queue, Quota
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.recording import Recording, to_bytes

@@ -8,8 +8,8 @@ from tests.unit.device_fleets import asking
 from tests.unit.fleets import nodes_where, pod
 from tests.unit.test_fractions import part
 
+from gpufleet.fleet.demands import Demand
 from gpufleet.fleet.fractions import Fraction
-from gpufleet.fleet.fragmentation import Demand
 from gpufleet.fleet.mixes import ENOUGH, PRODUCT_LABEL, MixCounter, demand_of
 from gpufleet.fleet.pods import PodShape
 from gpufleet.fleet.selectors import Requirement

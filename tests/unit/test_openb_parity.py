@@ -10,8 +10,9 @@ from statistics import mean
 import pytest
 from benchmarks.openb import LABELS, published
 
+from gpufleet.fleet.demands import typical_pods
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import Fragmentation, typical_pods
+from gpufleet.fleet.fragmentation import Fragmentation
 from gpufleet.simulator.columns import Columns, models_of
 from gpufleet.simulator.openb import Trace, arrivals, find_traces, read_trace
 from gpufleet.simulator.placing import PolicyPlacer

@@ -14,8 +14,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tests.unit.small_traces import node, pod
 
+from gpufleet.fleet.demands import Demand, typical_pods
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import Demand, Fragmentation, FreeNode, typical_pods
+from gpufleet.fleet.fragmentation import Fragmentation, FreeNode
 from gpufleet.simulator import published
 from gpufleet.simulator.books import Placement
 from gpufleet.simulator.columns import Columns

@@ -10,8 +10,8 @@ from statistics import median, quantiles
 
 import pytest
 
+from gpufleet.fleet.demands import MILLI
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import MILLI
 from gpufleet.simulator.openb import find_traces, read_trace
 from gpufleet.simulator.synthetic import (
     HOURS,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from tests.unit.small_traces import node, pod
 
-from gpufleet.fleet.fragmentation import MILLI
+from gpufleet.fleet.demands import MILLI
 from gpufleet.fleet.queues import Queue, Quota
 from gpufleet.fleet.snapshot import Snapshot
 from gpufleet.scheduling.ledger import Ledger

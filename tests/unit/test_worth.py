@@ -7,8 +7,9 @@ from tests.unit.device_fleets import asking, whole
 from tests.unit.fleets import node, pod
 from tests.unit.test_fractions import part
 
+from gpufleet.fleet.demands import Demand, TypicalPod
 from gpufleet.fleet.devices import NodeDevices
-from gpufleet.fleet.fragmentation import Demand, FreeNode, TypicalPod
+from gpufleet.fleet.fragmentation import FreeNode
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind
 from gpufleet.fleet.pods import Pod

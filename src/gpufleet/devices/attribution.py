@@ -17,8 +17,8 @@ import msgspec
 
 from gpufleet.devices.inventory import GPU, ComputeInstance, GPUInstance, Inventory
 from gpufleet.devices.ledger import holders
+from gpufleet.fleet.demands import MILLI
 from gpufleet.fleet.devices import device_of
-from gpufleet.fleet.fractions import WHOLE_MILLI
 from gpufleet.kube.gpunode import GPUAllocation
 
 Key = tuple[str, int | None]
@@ -102,7 +102,7 @@ def _holders(
     weights: dict[tuple[str, str, str, str], int] = {}
     for uuid, slices in devices:
         there = held.get(uuid, ())
-        unit = WHOLE_MILLI if any(one.milli for one in there) else 1
+        unit = MILLI if any(one.milli for one in there) else 1
         for one in there:
             name = (one.namespace, one.pod, one.pod_uid, one.container)
             replicas = sum(device_of(device) == uuid for device in one.device_ids)

@@ -14,7 +14,8 @@ import msgspec
 
 from gpufleet.devices.inventory import Inventory
 from gpufleet.devices.node_report import Told
-from gpufleet.fleet.fractions import FRACTION_RESOURCE, WHOLE_MILLI, Fraction
+from gpufleet.fleet.demands import MILLI
+from gpufleet.fleet.fractions import FRACTION_RESOURCE, Fraction
 from gpufleet.fleet.reasons import Reason
 from gpufleet.kube.conventions.fractions import fraction_of
 from gpufleet.kube.conventions.picked_devices import picks_in
@@ -46,7 +47,7 @@ class FractionPod(msgspec.Struct, frozen=True):
         """Milli-GPU of each of its GPUs; all of them where that cannot be told."""
         gpu = inventory.gpu(self.devices[0])
         part = self.asked.of(gpu.memory_mib if gpu else 0) if self.asked else None
-        return part or WHOLE_MILLI
+        return part or MILLI
 
 
 def fraction_pod(pod: Pod) -> FractionPod | None:

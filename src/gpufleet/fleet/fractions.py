@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from gpufleet.fleet.demands import MILLI
 from gpufleet.fleet.gpu_prices import Values, value_of
 from gpufleet.fleet.nodes import Node
 
-WHOLE_MILLI = 1000
-"""A whole GPU in milli-GPU."""
 FRACTION_RESOURCE = "gpufleet.dev/gpu-fraction"
 """Stands for parts of GPUs where a resource is named; no node offers it under this name."""
 MEMORY_LABEL = "nvidia.com/gpu.memory"
@@ -35,12 +34,6 @@ class Fraction(msgspec.Struct, frozen=True):
     container: str = ""
     problem: str = ""
 
-    @property
-    def text(self) -> str:
-        """As people say it."""
-        amount = f"{self.milli} milli-GPU" if self.milli else f"{self.memory_mib} MiB of GPU memory"
-        return amount if self.devices == 1 else f"{amount} on each of {self.devices} GPUs"
-
     def on(self, node: Node) -> int | None:
         """Milli-GPU of each GPU of a node; None where the node does not say how much memory its GPUs have."""
         memory = node.labels.get(MEMORY_LABEL, "")
@@ -50,7 +43,7 @@ class Fraction(msgspec.Struct, frozen=True):
         """Milli-GPU of a GPU with so much memory; None where it has to be known and is not (0)."""
         if self.milli:
             return self.milli
-        return -(-WHOLE_MILLI * self.memory_mib // memory_mib) if memory_mib else None
+        return -(-MILLI * self.memory_mib // memory_mib) if memory_mib else None
 
 
 class Carried(msgspec.Struct, frozen=True):
@@ -73,7 +66,7 @@ class Carried(msgspec.Struct, frozen=True):
 
     def fitting(self, milli: int) -> list[str]:
         """The GPUs with room for a part."""
-        most = WHOLE_MILLI - milli
+        most = MILLI - milli
         return [gpu for gpu, used in self.used.items() if used <= most and gpu not in self.closed]
 
     def with_part(
@@ -89,8 +82,8 @@ class Carried(msgspec.Struct, frozen=True):
         return Carried(used, {**self.by_pod, pod: gpus}, self.closed, self.values)
 
     def _best(self, pod: str, milli: int, count: int, whole: int) -> tuple[str, ...]:
-        idle = {gpu: WHOLE_MILLI - self.used[gpu] for gpu in self.fitting(milli)}
-        idle |= {f"{pod}#{number}": WHOLE_MILLI for number in range(min(count, whole))}
+        idle = {gpu: MILLI - self.used[gpu] for gpu in self.fitting(milli)}
+        idle |= {f"{pod}#{number}": MILLI for number in range(min(count, whole))}
         chosen = best_parts([(free, gpu) for gpu, free in idle.items()], milli, count, self.values)
         new = (f"{pod}#{number}" for number in range(min(count, whole), count))
         return (*(gpu for _, gpu in chosen), *(next(new) for _ in range(count - len(chosen))))

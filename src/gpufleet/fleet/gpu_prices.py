@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from gpufleet.fleet.fragmentation import MILLI, TypicalPod
+from gpufleet.fleet.demands import MILLI, TypicalPod
 
 GRAIN = 10
 """Parts are rounded up to so many milli-GPU."""

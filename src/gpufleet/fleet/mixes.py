@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from gpufleet.fleet.demands import MILLI, Demand, TypicalPod, typical_pods
 from gpufleet.fleet.devices import WHOLE_RESOURCE
-from gpufleet.fleet.fragmentation import MILLI, Demand, TypicalPod, typical_pods
 from gpufleet.fleet.pods import PodShape, is_gpu_resource
 from gpufleet.fleet.selectors import NodeSelector
 

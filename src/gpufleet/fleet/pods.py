@@ -13,8 +13,9 @@ from functools import lru_cache
 
 import msgspec
 
+from gpufleet.fleet.demands import MILLI
 from gpufleet.fleet.devices import DeviceClaim, DevicePick
-from gpufleet.fleet.fractions import WHOLE_MILLI, Fraction
+from gpufleet.fleet.fractions import Fraction
 from gpufleet.fleet.gangs import Gang
 from gpufleet.fleet.selectors import LabelSelector, NodeSelector, NodeSelectorTerm, Toleration
 
@@ -217,7 +218,7 @@ def gpu_share(shape: PodShape) -> int:
 
 def _part(fraction: Fraction) -> int:
     if fraction.milli:
-        return fraction.devices * fraction.milli * _WHOLE_GPU // WHOLE_MILLI
+        return fraction.devices * fraction.milli * _WHOLE_GPU // MILLI
     return fraction.devices * fraction.memory_mib * _GIGABYTE // 1024
 
 

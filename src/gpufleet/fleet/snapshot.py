@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from gpufleet.fleet.demands import TypicalPod
 from gpufleet.fleet.devices import NodeDevices
-from gpufleet.fleet.fragmentation import TypicalPod
 from gpufleet.fleet.gangs import Gang
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import Pod

@@ -6,8 +6,8 @@ are: the pod must be told which one it got.
 
 from __future__ import annotations
 
+from gpufleet.fleet.demands import MILLI
 from gpufleet.fleet.devices import WHOLE_RESOURCE, NodeDevices
-from gpufleet.fleet.fractions import WHOLE_MILLI
 from gpufleet.fleet.pods import Pod, PodShape, is_gpu_resource
 from gpufleet.scheduling.ledger import Ledger, NodeAccount
 from gpufleet.scheduling.placement import Block, Check, Measure
@@ -51,11 +51,11 @@ def prepare_packing(pod: Pod, ledger: Ledger) -> Measure | None:
     def measure(account: NodeAccount) -> int:
         milli = fraction.on(account.node) or 0
         carried = account.carried
-        idle = sorted(WHOLE_MILLI - carried.used[gpu] for gpu in carried.fitting(milli))[: fraction.devices]
+        idle = sorted(MILLI - carried.used[gpu] for gpu in carried.fitting(milli))[: fraction.devices]
         if len(idle) < fraction.devices:
             return max(0, _NEW_GPU - account.free(WHOLE_RESOURCE))
         left = sum(idle) - milli * fraction.devices
-        return 100 - left * _NEW_GPU // (WHOLE_MILLI * fraction.devices)
+        return 100 - left * _NEW_GPU // (MILLI * fraction.devices)
 
     return measure
 
@@ -68,12 +68,12 @@ def _offered(devices: NodeDevices | None, account: NodeAccount) -> bool:
 
 def _shortage(devices: int, milli: int, account: NodeAccount) -> Block | None:
     whole = max(0, account.free(WHOLE_RESOURCE))
-    if devices > account.node.allocatable[WHOLE_RESOURCE] or milli > WHOLE_MILLI:
+    if devices > account.node.allocatable[WHOLE_RESOURCE] or milli > MILLI:
         return Block("ExceedsNodeCapacity", f"GPUs with {milli} milli-GPU", devices, 0)
     have = len(account.carried.fitting(milli)) + whole
     if have >= devices:
         return None
     if devices > 1:
         return Block("InsufficientResource", f"GPUs with {milli} milli-GPU", devices, have)
-    most = max((WHOLE_MILLI - account.carried.used[gpu] for gpu in account.carried.fitting(0)), default=0)
+    most = max((MILLI - account.carried.used[gpu] for gpu in account.carried.fitting(0)), default=0)
     return Block("InsufficientResource", "milli-GPU of one GPU", milli, most)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gpufleet.fleet.fragmentation import TypicalPod
+from gpufleet.fleet.demands import TypicalPod
 from gpufleet.fleet.mixes import PRODUCT_LABEL
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.pods import is_gpu_resource

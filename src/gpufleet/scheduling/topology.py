@@ -16,8 +16,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from gpufleet.fleet.demands import MILLI
 from gpufleet.fleet.devices import WHOLE_RESOURCE
-from gpufleet.fleet.fractions import WHOLE_MILLI
 from gpufleet.fleet.gangs import Gang, Topology
 from gpufleet.fleet.pods import Pod, PodShape
 from gpufleet.fleet.reasons import Reason
@@ -256,8 +256,8 @@ def _rooms(pods: Iterable[Pod], trial: Trial, nodes: Nodes) -> dict[PodShape, di
 def _room(shape: PodShape, account: NodeAccount) -> int:
     counts = [account.free(resource) // amount for resource, amount in shape.requests if amount > 0]
     if shape.fraction is not None and (milli := shape.fraction.on(account.node)):
-        idle = [WHOLE_MILLI - used for used in account.carried.used.values()]
-        parts = sum(free // milli for free in idle) + account.free(WHOLE_RESOURCE) * (WHOLE_MILLI // milli)
+        idle = [MILLI - used for used in account.carried.used.values()]
+        parts = sum(free // milli for free in idle) + account.free(WHOLE_RESOURCE) * (MILLI // milli)
         counts.append(parts // shape.fraction.devices)
     return min(counts, default=1)
 

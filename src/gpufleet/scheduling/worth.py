@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
+from gpufleet.fleet.demands import MILLI, TypicalPod
 from gpufleet.fleet.devices import WHOLE_RESOURCE
 from gpufleet.fleet.fractions import best_parts
-from gpufleet.fleet.fragmentation import MILLI, Fragmentation, FreeNode, TypicalPod
+from gpufleet.fleet.fragmentation import Fragmentation, FreeNode
 from gpufleet.fleet.gpu_prices import Values, part_values, value_of
 from gpufleet.fleet.mixes import PRODUCT_LABEL
 from gpufleet.fleet.pods import Pod, PodShape, is_gpu_resource

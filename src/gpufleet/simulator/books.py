@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
-from gpufleet.fleet.fragmentation import MILLI
+from gpufleet.fleet.demands import MILLI
 from gpufleet.simulator.traces import Request, TraceNode
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gpufleet.fleet.fragmentation import MILLI, Demand, FreeNode, FreeNodes, Ints
+from gpufleet.fleet.demands import MILLI, Demand
+from gpufleet.fleet.fragmentation import FreeNode, FreeNodes, Ints
 from gpufleet.simulator.traces import Request, TraceNode
 
 

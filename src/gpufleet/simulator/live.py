@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpufleet.fleet.fragmentation import TypicalPod, typical_pods
+from gpufleet.fleet.demands import TypicalPod, typical_pods
 from gpufleet.fleet.plans import Bind
 from gpufleet.fleet.pods import Pod
 from gpufleet.fleet.snapshot import Snapshot, snapshot_of

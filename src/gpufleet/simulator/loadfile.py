@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from gpufleet.fleet.demands import MILLI, Demand
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import MILLI, Demand
 from gpufleet.fleet.queues import UNIT_WEIGHT, WHOLE_GPU, Queue, QueueTree, Quota
 from gpufleet.simulator.traces import Job, Load, Request, TraceNode
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from gpufleet.fleet.demands import MILLI
 from gpufleet.fleet.devices import WHOLE_RESOURCE, DeviceClaim, NodeDevices, NodeGPU, Offered, Part, pools_of
 from gpufleet.fleet.fractions import Fraction
-from gpufleet.fleet.fragmentation import MILLI
 from gpufleet.fleet.mixes import PRODUCT_LABEL
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind

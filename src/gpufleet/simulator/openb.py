@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gpufleet.fleet.demands import Demand
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import Demand
 from gpufleet.simulator.published import VARIANTS
 from gpufleet.simulator.traces import Request, TraceNode, TracePod, capacity_milli, demand_milli
 

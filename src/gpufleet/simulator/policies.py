@@ -15,8 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
+from gpufleet.fleet.demands import MILLI, Demand, typical_pods
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import MILLI, Demand, Fragmentation, Ints, typical_pods
+from gpufleet.fleet.fragmentation import Fragmentation, Ints
 from gpufleet.simulator.columns import Columns, kind_of, models_of
 from gpufleet.simulator.traces import TraceNode, TracePod
 

@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
+from gpufleet.fleet.demands import MILLI, Demand
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.fragmentation import MILLI, Demand
 from gpufleet.simulator.traces import Job, Load, Request, TraceNode
 
 SMALL_PERCENT = 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpufleet.fleet.fragmentation import MILLI
+from gpufleet.fleet.demands import MILLI
 from gpufleet.simulator.pictures import check_picture, save
 from gpufleet.simulator.timeline import Timeline
 

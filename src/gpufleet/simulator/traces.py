@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from gpufleet.fleet.fragmentation import MILLI, Demand
+from gpufleet.fleet.demands import MILLI, Demand
 from gpufleet.fleet.queues import Queue
 
 

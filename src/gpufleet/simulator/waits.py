@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from gpufleet.fleet.fragmentation import MILLI
+from gpufleet.fleet.demands import MILLI
 from gpufleet.simulator.timeline import JobRun, Step, Timeline
 
 SIZES = ("none", "part", "1", "2-7", "8", "9+")

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 
-from gpufleet.fleet.fractions import WHOLE_MILLI, Fraction
+from gpufleet.fleet.demands import MILLI
+from gpufleet.fleet.fractions import Fraction
 
 FRACTION = "gpu-fraction"
 MEMORY = "gpu-memory"
@@ -52,7 +53,7 @@ def _milli(text: str) -> int | None:
         return None
     if not amount.is_finite() or not 0 < amount < 1:
         return None
-    return min(WHOLE_MILLI - 1, int((amount * WHOLE_MILLI).to_integral_value(ROUND_CEILING)))
+    return min(MILLI - 1, int((amount * MILLI).to_integral_value(ROUND_CEILING)))
 
 
 def _count(text: str) -> int | None:

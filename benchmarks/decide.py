@@ -14,11 +14,12 @@ from collections.abc import Callable
 import msgspec
 from benchmarks.nodes import GPUS_PER_NODE
 
+from gpufleet.fleet.demands import MILLI
 from gpufleet.fleet.devices import DeviceClaim, NodeDevices, NodeGPU, Offered, Part, pools_of
 from gpufleet.fleet.nodes import Node
 from gpufleet.fleet.plans import Bind
 from gpufleet.fleet.pods import GangRef, Pod, PodShape
-from gpufleet.fleet.queues import WHOLE_GPU, Queue, QueueTree, Quota
+from gpufleet.fleet.queues import Queue, QueueTree, Quota
 from gpufleet.fleet.snapshot import Snapshot, snapshot_of
 from gpufleet.scheduling.cycle import Policy, decide
 
@@ -81,7 +82,7 @@ def queued(case: Callable[[int], Snapshot]) -> Callable[[int], Snapshot]:
     def queues(count: int) -> Snapshot:
         snapshot = case(count)
         parents = [Queue(name=f"department-{index}", rule="bench") for index in range(DEPARTMENTS)]
-        quota = Quota(WHOLE_GPU, count * GPUS_PER_NODE * WHOLE_GPU)
+        quota = Quota(MILLI, count * GPUS_PER_NODE * MILLI)
         teams = [
             Queue(
                 name=f"team-{index:02}", rule="bench", parent=f"department-{index % DEPARTMENTS}", gpu=quota

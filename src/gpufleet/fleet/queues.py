@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from gpufleet.fleet.demands import MILLI
 from gpufleet.fleet.pods import PodShape, is_gpu_resource
 from gpufleet.fleet.quantities import comparable_amounts
 
@@ -34,7 +35,6 @@ UNQUEUED = "(no queue)"
 UNIT_WEIGHT = 1000
 """A weight of one: weights are integers in thousandths."""
 
-WHOLE_GPU = 1000
 _MIG_SLICES = 7
 _MIG_PROFILE = re.compile(r"^nvidia\.com/mig-(\d+)g\.")
 _DEFAULT_NAME = "default"
@@ -60,7 +60,7 @@ def milli_gpus(resource: str, count: int) -> int:
     if not is_gpu_resource(resource):
         return 0
     match = _MIG_PROFILE.match(resource)
-    return count * (int(match[1]) * WHOLE_GPU // _MIG_SLICES if match else WHOLE_GPU)
+    return count * (int(match[1]) * MILLI // _MIG_SLICES if match else MILLI)
 
 
 def amounts_of(resources: Mapping[str, int]) -> Amounts:
@@ -73,7 +73,7 @@ def amounts_asked(shape: PodShape) -> Amounts:
     on the node.
     """
     asked, part = _counted(shape.requests), shape.fraction
-    return asked if part is None else asked.plus(Amounts(part.devices * (part.milli or WHOLE_GPU)))
+    return asked if part is None else asked.plus(Amounts(part.devices * (part.milli or MILLI)))
 
 
 @lru_cache(maxsize=8192)
@@ -243,5 +243,5 @@ def _together(*guarantees: int | None) -> int | None:
 def told_amounts(resource: str, *amounts: int) -> tuple[str, ...]:
     """Amounts of one of `RESOURCES` for people: GPUs as decimals, cores, bytes in Gi."""
     if resource == "gpu":
-        return tuple(f"{amount / WHOLE_GPU:.3f}".rstrip("0").rstrip(".") for amount in amounts)
+        return tuple(f"{amount / MILLI:.3f}".rstrip("0").rstrip(".") for amount in amounts)
     return comparable_amounts(resource, *amounts)

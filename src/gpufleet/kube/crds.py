@@ -7,7 +7,8 @@ server validates. The list of ours is in `custom_resources`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -71,13 +72,22 @@ def crd_manifest(resource: CustomResource) -> dict[str, Any]:
         version["subresources"] = {"status": {}}
     if resource.selectable:
         version["selectableFields"] = [{"jsonPath": path} for path in resource.selectable]
+    labels = {"app.kubernetes.io/part-of": "gpufleet"}
+    names = {"shortNames": list(resource.short_names), "categories": [CATEGORY]}
+    return crd_of(kind, {"labels": labels}, [version], names)
+
+
+def crd_of(
+    kind: Kind,
+    metadata: Mapping[str, Any],
+    versions: Sequence[Mapping[str, Any]],
+    names: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The definition of a kind; `metadata` comes without its name, `names` beside those of the kind."""
     return {
         "apiVersion": CRDS.api_version,
         "kind": CRDS.kind,
-        "metadata": {
-            "name": f"{kind.plural}.{kind.group}",
-            "labels": {"app.kubernetes.io/part-of": "gpufleet"},
-        },
+        "metadata": {"name": kind.resource, **metadata},
         "spec": {
             "group": kind.group,
             "scope": "Namespaced" if kind.namespaced else "Cluster",
@@ -86,10 +96,9 @@ def crd_manifest(resource: CustomResource) -> dict[str, Any]:
                 "singular": kind.kind.lower(),
                 "kind": kind.kind,
                 "listKind": f"{kind.kind}List",
-                "shortNames": list(resource.short_names),
-                "categories": [CATEGORY],
+                **names,
             },
-            "versions": [version],
+            "versions": list(versions),
         },
     }
 

@@ -67,27 +67,12 @@ def definition(vendor: VendorKind) -> dict[str, Any]:
         }
         for version in (kind.version, *vendor.older)
     ]
-    metadata: dict[str, Any] = {"name": kind.resource, "labels": {MARK: "true"}}
+    metadata: dict[str, Any] = {"labels": {MARK: "true"}}
     if kind.group.endswith((".k8s.io", ".kubernetes.io")):
         metadata["annotations"] = {
             "api-approved.kubernetes.io": "unapproved, a form of gpufleet's local fleet"
         }
-    return {
-        "apiVersion": CRDS.api_version,
-        "kind": CRDS.kind,
-        "metadata": metadata,
-        "spec": {
-            "group": kind.group,
-            "scope": "Namespaced" if kind.namespaced else "Cluster",
-            "names": {
-                "plural": kind.plural,
-                "singular": kind.kind.lower(),
-                "kind": kind.kind,
-                "listKind": f"{kind.kind}List",
-            },
-            "versions": versions,
-        },
-    }
+    return crds.crd_of(kind, metadata, versions)
 
 
 async def install_vendor_kinds(client: Client) -> None:

@@ -23,9 +23,10 @@ from fractions import Fraction
 
 import msgspec
 
-from gpufleet.fleet.queues import NOTHING, UNIT_WEIGHT, WHOLE_GPU, Amounts, QueueTree
+from gpufleet.fleet.demands import MILLI
+from gpufleet.fleet.queues import NOTHING, UNIT_WEIGHT, Amounts, QueueTree
 
-UNITS = (WHOLE_GPU, 1, 1)
+UNITS = (MILLI, 1, 1)
 """What is handed out at once of GPUs, CPU and memory: a whole GPU, a millicore, a byte."""
 
 Usage = tuple[Fraction, Fraction, Fraction]

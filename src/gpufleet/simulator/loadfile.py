@@ -17,7 +17,7 @@ import msgspec
 
 from gpufleet.fleet.demands import MILLI, Demand
 from gpufleet.fleet.errors import GpufleetError
-from gpufleet.fleet.queues import UNIT_WEIGHT, WHOLE_GPU, Queue, QueueTree, Quota
+from gpufleet.fleet.queues import UNIT_WEIGHT, Queue, QueueTree, Quota
 from gpufleet.simulator.traces import Job, Load, Request, TraceNode
 
 RULE = "a line of the file"
@@ -184,15 +184,15 @@ def _job(line: JobLine) -> Job:
 
 
 def _queue(line: QueueLine) -> Queue:
-    limit = None if line.limit_gpus is None else line.limit_gpus * WHOLE_GPU
-    quota = Quota(line.guarantee_gpus * WHOLE_GPU, limit, weight=line.weight * UNIT_WEIGHT)
+    limit = None if line.limit_gpus is None else line.limit_gpus * MILLI
+    quota = Quota(line.guarantee_gpus * MILLI, limit, weight=line.weight * UNIT_WEIGHT)
     return Queue(name=line.name, rule=RULE, parent=line.parent, gpu=quota, priority=line.priority)
 
 
 def _written(load: Load) -> Iterator[dict[str, Any]]:
     for queue in load.queues:
-        limit = None if queue.gpu.limit is None else queue.gpu.limit // WHOLE_GPU
-        guarantee, weight = (queue.gpu.guarantee or 0) // WHOLE_GPU, queue.gpu.weight // UNIT_WEIGHT
+        limit = None if queue.gpu.limit is None else queue.gpu.limit // MILLI
+        guarantee, weight = (queue.gpu.guarantee or 0) // MILLI, queue.gpu.weight // UNIT_WEIGHT
         yield {
             "queue": QueueLine(queue.name, queue.parent, guarantee, limit, weight, queue.priority),
         }
